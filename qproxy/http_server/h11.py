@@ -48,6 +48,9 @@ class _Connection(BoundedConnection):
     HTTP/2's preface is not a request either: a connection that sends only that is idle.
     """
 
+    they_are_waiting_for_100_continue = False
+    """Hypercorn would send 100 at once; `send_continue` sends it once the app reads the body."""
+
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request) and (event.method, event.target, event.http_version) == PREFACE:
@@ -155,6 +158,15 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         its age."""
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
         return many or self._is_last or trio.current_time() >= self._retires_at
+
+    async def send_continue(self) -> None:
+        """Let a client that waits for it send the body that the app now reads (RFC 9110 10.1.1).
+
+        A request that its head alone rejects gets the final response instead.
+        """
+        if isinstance(self._h11, h11.Connection) and self._h11.client_is_waiting_for_100_continue:
+            headers = self.server_headers()
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=headers))
 
     async def finished(self) -> None:
         """Start the next request after a complete response, or close the connection."""

@@ -167,7 +167,9 @@ class HTTPStream(DisconnectNotifier):
         while not self._received:
             if self.closed:
                 return {"type": "http.disconnect"}
-            await self._wait()
+            await self._protocol.send_continue()
+            if not self._received:
+                await self._wait()
         message = self._received.pop(0)
         if "body" in message:
             self._buffered -= len(message["body"])

@@ -21,7 +21,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from qproxy.telemetry.records import RequestRecord, ToolRunRecord
-from qproxy.wire.events import Usage
 
 OTHER = "other"
 MAX_SERVED_MODELS = 200
@@ -64,16 +63,19 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
         "Finished requests; outcome client_disconnected counts cancellations"),
     MetricSpec("qproxy_key_requests_total", "counter", ("key", "outcome"), "Requests by client key"),
     MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"),
-        "Tokens by client key; kind is prompt or completion"),
+        "Tokens by client key, estimated ones included; kind is prompt or completion"),
     MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"),
-        "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
+        "Tokens, estimated ones included; kind is prompt, completion, cached (part of prompt) or reasoning "
+        "(part of completion)"),
+    MetricSpec("qproxy_estimated_requests_total", "counter", ("model",),
+        "Requests whose tokens are estimated, because the upstream did not report them"),
     MetricSpec("qproxy_cost_dollars_total", "counter", ("model",),
         "Estimated cost in US dollars of requests whose price is known"),
     MetricSpec("qproxy_key_cost_dollars_total", "counter", ("key",), "The same by client key"),
     MetricSpec("qproxy_unpriced_requests_total", "counter", ("model",),
         "Requests to accounts without a known price, whose cost is missing"),
     MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"),
-        "Tokens of a request; type is input or output", _TOKENS),
+        "Tokens of a request, as reported; type is input or output", _TOKENS),
     MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"),
         "From a request's first byte to the last byte of its response", _DURATION),
     MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI,
@@ -189,10 +191,13 @@ class Metrics:
         child("qproxy_requests_total", record.endpoint, model, str(record.status), record.outcome).inc()
         child("qproxy_key_requests_total", key, record.outcome).inc()
         self._record_tools(record.tools)
+        counts = record.tokens()
+        if any(counts):
+            self._record_tokens(record, counts, model, key)
         if cost is not None:
             child("qproxy_cost_dollars_total", model).inc(cost)
             child("qproxy_key_cost_dollars_total", key).inc(cost)
-        elif story.account is not None and any(record.tokens()):
+        elif story.account is not None and any(counts):
             child("qproxy_unpriced_requests_total", model).inc()
         if story.attempts:
             self._record_attempts(record, model)
@@ -203,7 +208,9 @@ class Metrics:
             if each is not None:
                 child("gen_ai_server_time_per_output_token_seconds", *genai).observe(each)
             if story.usage is not None:
-                self._record_usage(story.usage, model, key, genai)
+                reported = story.usage.prompt_tokens, story.usage.completion_tokens
+                for kind, count in zip(("input", "output"), reported, strict=True):
+                    child("gen_ai_client_token_usage", *genai, kind).observe(count)
 
     def _model_label(self, record: RequestRecord) -> str:
         """Return the requested name if it is known, else the served one, if known or served; else `OTHER`.
@@ -245,15 +252,18 @@ class Metrics:
             self.child("qproxy_tool_runs_total", name, "ok" if tool.ok else "failed").inc()
             self.child("qproxy_tool_run_seconds", name).observe(tool.seconds)
 
-    def _record_usage(self, usage: Usage, model: str, key: str, genai: tuple[str, str, str]) -> None:
-        child, kinds = self.child, (("prompt", "input"), ("completion", "output"))
-        for (kind, spelled), count in zip(kinds, (usage.prompt_tokens, usage.completion_tokens), strict=True):
+    def _record_tokens(self, record: RequestRecord, counts: tuple[int, int], model: str, key: str) -> None:
+        """Count the tokens in and out as the ledger does, so that both have the same sums."""
+        child, usage = self.child, record.relay.usage
+        for kind, count in zip(("prompt", "completion"), counts, strict=True):
             child("qproxy_tokens_total", model, kind).inc(count)
             child("qproxy_key_tokens_total", key, kind).inc(count)
-            child("gen_ai_client_token_usage", *genai, spelled).observe(count)
-        for kind, count in (("cached", usage.cached_tokens), ("reasoning", usage.reasoning_tokens)):
-            if count:
-                child("qproxy_tokens_total", model, kind).inc(count)
+        if record.is_estimated:
+            child("qproxy_estimated_requests_total", model).inc()
+        if usage is not None:
+            for kind, count in (("cached", usage.cached_tokens), ("reasoning", usage.reasoning_tokens)):
+                if count:
+                    child("qproxy_tokens_total", model, kind).inc(count)
 
 
 def exposition(processes: Iterable[Families]) -> bytes:

@@ -24,7 +24,7 @@ from qproxy.sandbox import SystemSandbox
 from qproxy.sandbox.bubblewrap import SandboxUnavailable
 from qproxy.telemetry import RelayRecord
 from qproxy.telemetry.records import FailedAttempt, RequestRecord, ToolRunRecord
-from qproxy.wire.errors import LimitKind
+from qproxy.wire.errors import LimitKind, UpstreamError
 from qproxy.wire.events import Usage
 from tests.accounts.factories import refusal
 from tests.dashboard.browser import ADMIN_KEY, Browser
@@ -295,6 +295,9 @@ async def test_an_account_is_woken_by_a_button(tmp_path):
         assert "unknown" in page.text
         assert "last success unknown" in page.text
         assert "End cooldowns now" not in page.text
+        one.record_failure(UpstreamError("Boom.", status=502), trio.current_time())
+        page = await browser.get("/dashboard/accounts")
+        assert ("failing" in page.text, "End cooldowns now" in page.text) == (True, False)
         one.record_failure(refusal(LimitKind.QUOTA, "Your plan is used up."), trio.current_time())
         page = await browser.get("/dashboard/accounts")
         assert "End cooldowns now" in page.text

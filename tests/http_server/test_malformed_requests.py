@@ -158,6 +158,21 @@ async def test_expect_is_answered_before_the_body(autojump_clock):
 
 
 @pytest.mark.parametrize(
+    ("more", "length", "status"),
+    [
+        (b"authorization: Bearer wrong\r\n", 1000, 401),
+        (b"authorization: Bearer right-key\r\n", 10**10, 413),
+        (b"authorization: Bearer right-key\r\ncontent-encoding: br\r\n", 1000, 415),
+    ],
+)
+async def test_a_head_is_rejected_without_100(autojump_clock, more, length, status):
+    """A client that waits for 100 learns from the final status alone that its body is not wanted."""
+    async with world(api_keys=["right-key"]) as it, served(it.app) as stream:
+        await stream.send_all(post(b"", b"expect: 100-continue\r\n" + more, length=length))
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 %d" % status)
+
+
+@pytest.mark.parametrize(
     ("target", "path"),
     [("/a", "/a"), ("//a///b/", "/a/b/"), ("", "/"), ("*", "/*"), ("http://h", "/"), ("http://h//a", "/a"),
         ("a://", "/")],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qproxy.telemetry import ToolRunRecord
+from qproxy.telemetry import ResponseTokens, ToolRunRecord
 from qproxy.telemetry.metrics import (
     MAX_SERVED_MODELS,
     MAX_TOOLS,
@@ -19,6 +19,7 @@ from qproxy.telemetry.metrics import (
     exposition,
     table,
 )
+from qproxy.wire.token_ratios import TokenEstimate
 from tests.telemetry.factories import record
 
 
@@ -99,7 +100,7 @@ def test_every_metric_is_there():
     """A registry that has seen everything shows every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
     metrics.record(record(), 0.5)
-    metrics.record(record())
+    metrics.record(record(responses=[ResponseTokens(TokenEstimate(50, 0.25))]))
     metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ_METRICS})
     names = set()
     for sample in shown(metrics):
@@ -121,6 +122,18 @@ def test_costs_are_counted_where_a_price_is_known():
     assert value(found, "qproxy_cost_dollars_total", model="qwen3.7-plus") == 0.75
     assert value(found, "qproxy_key_cost_dollars_total", key="bob") == 0.75
     assert value(found, "qproxy_unpriced_requests_total", model="qwen3.7-plus") == 1
+
+
+def test_estimated_tokens_are_counted():
+    """Tokens that no upstream reported count as in the ledger, also of a client that left early."""
+    metrics = Metrics(lambda model: True)
+    response = ResponseTokens(TokenEstimate(50, 0.25), text_bytes=400)
+    metrics.record(record(usage=None, responses=[response], first_byte=None))
+    found = shown(metrics)
+    for kind, count in (("prompt", 50), ("completion", 100)):
+        assert value(found, "qproxy_tokens_total", model="qwen3.7-plus", kind=kind) == count
+        assert value(found, "qproxy_key_tokens_total", key="bob", kind=kind) == count
+    assert value(found, "qproxy_estimated_requests_total", model="qwen3.7-plus") == 1
 
 
 MERGED = {

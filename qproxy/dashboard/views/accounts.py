@@ -67,6 +67,7 @@ class AccountCard:
     path: str
     """Of its login."""
     wake_path: str
+    """Of the form that ends what makes the account wait; "" if nothing does."""
     learned_rules: Mapping[str, list[str]] = field(default_factory=dict)
     """Request rules that rejections have taught, by model."""
     forget_path: str = ""
@@ -175,6 +176,7 @@ def account_card(account: Account, at: float, ahead: float) -> AccountCard:
     refused = sorted(
         (m, r.until + ahead, r.reason) for m, r in account.cooldowns.items() if m and r.until > at
     )
+    waits = cooldown_until is not None or refused or account.circuit_breaker.wait(at)
     url = account.source.base_url if isinstance(account.source, StaticKey) else ""
     return AccountCard(
         name=account.name,
@@ -199,7 +201,7 @@ def account_card(account: Account, at: float, ahead: float) -> AccountCard:
         uses_login=status is not None,
         rate=tuple(_rate_text(account, at)),
         path=_path(account.name),
-        wake_path=f"/dashboard/accounts/{quote(account.name, safe='')}/wake",
+        wake_path=_wake_path(account.name) if waits else "",
         learned_rules=rules_by_model(account.learned_rules),
         forget_path=f"/dashboard/accounts/{quote(account.name, safe='')}/rules/forget",
         allowance=account.allowance,
@@ -247,6 +249,10 @@ def windows_of(
 
 def _path(name: str) -> str:
     return f"/dashboard/accounts/{quote(name, safe='')}/login"
+
+
+def _wake_path(name: str) -> str:
+    return f"/dashboard/accounts/{quote(name, safe='')}/wake"
 
 
 def _message_of(name: str, progress: LoginProgress | None) -> dict[str, Any]:

@@ -73,6 +73,7 @@ _INVALID_REQUEST, _RATE, _QUOTA, _SERVER = (
 _PERMISSION = "permission_error"
 _PLANS = ("coding", "token", "oauth")
 _OVERDUE = "The upstream account has overdue payments or no credit"
+_NO_CREDIT = "The upstream account has no credit or budget left"
 
 # fmt: off
 PATTERNS: tuple[ErrorPattern, ...] = (
@@ -103,6 +104,14 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"invalid_value", 400, _INVALID_REQUEST, "invalid_value", when=(400,)),
     ErrorPattern(r"throttling\.allocationquota", 400, _INVALID_REQUEST, None, when=(400,)),
     # Exhausted quotas, as opposed to rate limits
+    ErrorPattern(r"insufficient_user_quota|quota is not enough|insufficient[ _]balance|"
+                 r"balance is insufficient|\u989d\u5ea6\u4e0d\u8db3|"  # one-api, new-api: quota too low
+                 r"\u4f59\u989d\u4e0d\u8db3",  # balance too low
+                 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message=_NO_CREDIT,
+                 when=(402, 403, 429), limit=LimitKind.QUOTA),
+    ErrorPattern(r"budget_exceeded|budget has been exceeded|exceededbudget",  # LiteLLM
+                 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message=_NO_CREDIT,
+                 when=(400, 403, 429), limit=LimitKind.QUOTA),
     ErrorPattern(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota",
         RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.FREE),
     ErrorPattern(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT,
@@ -119,6 +128,10 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota",
         429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, plans=("token",),
         message="The plan's credits are gone, or too many tokens for this minute", when=(429, 0),
+        limit=LimitKind.MINUTE),
+    ErrorPattern(r"insufficient_quota|exceeded your current quota", 429, _RATE, "rate_limit_exceeded",
+        RetryHint.AFTER, 60, plans=("open",),  # of a gateway: OpenAI's words for both
+        message="The account's quota is used up, or too many tokens for this minute", when=(429, 0),
         limit=LimitKind.MINUTE),
     ErrorPattern(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT,
         plans=_PLANS, when=(429, 403, 0), limit=LimitKind.QUOTA),
@@ -162,7 +175,7 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"invalid_?parameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400, 0, 200)),
     # By status alone
     ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,),
-        message="The upstream rejects this server's own key or token", limit=LimitKind.ACCESS),
+        message="The upstream rejects this server's own token or key", limit=LimitKind.ACCESS),
     ErrorPattern(r"", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, when=(402,),
         message="The upstream account has to be paid for", limit=LimitKind.QUOTA),
     ErrorPattern(r"", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,),

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from qproxy.wire.dialects.error_mapping import MAX_MESSAGE, error_from_event, error_from_response
+from qproxy.telemetry.redaction import Redactor
+from qproxy.wire.dialects.error_mapping import MAX_MESSAGE, PATTERNS, error_from_event, error_from_response
 from qproxy.wire.errors import LimitKind, RetryHint
 
 BAD, RATE, QUOTA, SERVER, PERMISSION = (
@@ -110,6 +111,14 @@ ROWS = [
     (504, "GatewayTimeout", "x", "payg", (504, SERVER, "upstream_timeout", NO)),
     (529, "", "overloaded", "payg", (503, SERVER, "overloaded", FAST)),
     (402, "x", "Payment required", "open", EXHAUSTED),
+    (403, "insufficient_user_quota", "user quota is not enough", "open", EXHAUSTED),
+    (403, "insufficient_user_quota", "\u7528\u6237\u989d\u5ea6\u4e0d\u8db3", "open", EXHAUSTED),
+    (403, "30001", "Sorry, your account balance is insufficient", "open", EXHAUSTED),
+    (402, "invalid_request_error", "Insufficient Balance", "open", EXHAUSTED),
+    (400, "budget_exceeded", "Budget has been exceeded! Current cost: 10.5, Max budget: 10.0", "open", EXHAUSTED),
+    (400, "400", "ExceededBudget: End User=x over budget. Spend=0.1, Budget=0.0001", "open", EXHAUSTED),
+    (400, "invalid_request_error", "insufficient balance is no tool", "open", (400, BAD, None, NO)),
+    (429, "insufficient_quota", "You exceeded your current quota, please check your plan", "open", MINUTE),
     (429, "1302", "x", "payg", (429, RATE, "rate_limit_exceeded", FAST)),
     (429, "x", "Your token-plan 1-week quota has been exhausted. The quota will reset at 08-14 09:18:00 UTC.", "token", EXHAUSTED),
     (400, "invalid_parameter_error", "unknown property overdue_since in tool invoice", "payg", (400, BAD, "invalid_parameter", NO)),
@@ -295,3 +304,17 @@ def test_a_message_may_be_any_json():
         deep = "[" * depth + "]" * depth
         body = f'{{"error": {{"code": {deep}, "message": {deep}, "type": {{"a": {deep}}}}}}}'
         assert error_from_response(429, (), body.encode()).status == 429
+
+
+def test_a_meaning_that_is_not_known_is_not_claimed():
+    """OpenAI's code for an exhausted quota, from any gateway, is not called a limit of this minute alone."""
+    body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}'
+    error = error_from_response(429, (), body, plan="open")
+    assert error.message.startswith("The account's quota is used up, or too many tokens for this minute: ")
+
+
+@pytest.mark.parametrize("message", sorted({row.message for row in PATTERNS if row.message}))
+def test_an_explanation_hides_no_message(message):
+    """Redaction takes what follows our own words for no secret."""
+    text = f"{message}: Incorrect API key provided."
+    assert Redactor().text(text) == text
