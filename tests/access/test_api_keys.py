@@ -1,5 +1,5 @@
-"""Client keys: made once, kept as digests, demanded of every route that is not open, seen at once when they
-change."""
+"""API keys: created once, stored as digests, required on every route that is not open, reread when the file
+changes."""
 
 import hashlib
 import io
@@ -30,8 +30,8 @@ def path(tmp_path):
     return tmp_path / "data" / "keys.json"
 
 
-def test_a_key_is_kept_as_its_digest_for_the_owners_eyes_only(path):
-    """The file has no secret, and nobody else may read it."""
+def test_a_key_is_stored_as_a_digest_readable_by_its_owner_only(path):
+    """The file contains no secret and is readable by its owner only."""
     key, secret = key_file.create(path, name="bob", rpm=5, models=("qwen-*",))
     text = path.read_text()
     assert secret not in text
@@ -44,7 +44,7 @@ def test_a_key_is_kept_as_its_digest_for_the_owners_eyes_only(path):
 
 
 def test_names_are_unique_among_keys_in_use(path):
-    """A name can be used again only when its key is revoked."""
+    """A name can be reused only after its key is revoked."""
     key_file.create(path, name="bob")
     with pytest.raises(ApiKeyStoreError, match="bob"):
         key_file.create(path, name="bob")
@@ -58,8 +58,8 @@ def test_names_are_unique_among_keys_in_use(path):
 @pytest.mark.parametrize(
     "name", ["a\nb", "a\r", "\x1b[31mred", "a\u2028b", " a", "a ", "\ud800", "\u202eevil", "a" * 61]
 )
-def test_a_name_is_one_line(name, path):
-    """A name stands in lists, log lines and metrics: line ends, controls and invisible characters are
+def test_rejects_a_name_with_line_ends_or_invisible_characters(name, path):
+    """A name appears in lists, log lines and metrics: line ends, controls and invisible characters are
     rejected."""
     with pytest.raises(ApiKeyStoreError, match="one line of at most 60"):
         key_file.create(path, name=name)
@@ -67,8 +67,8 @@ def test_a_name_is_one_line(name, path):
     key_file.create(path, name="Ünïcode 团队 1")
 
 
-def test_a_ring_follows_its_file(path):
-    """New, revoked and expired keys count from the next request on; a broken file changes nothing."""
+def test_the_key_ring_rereads_its_file(path):
+    """New, revoked and expired keys take effect with the next request; a broken file changes nothing."""
     now = 1000.0
     ring = FileApiKeys(path, wall_clock=lambda: now)
     assert not ring.required()
@@ -94,48 +94,48 @@ def test_a_ring_follows_its_file(path):
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "sk-qproxy-", "\udcff", "k" * 100_000])
-def test_wrong_keys(path, wrong):
-    """What is not a key is refused, however odd it is."""
+def test_rejects_an_invalid_key(path, wrong):
+    """Any text that is not a key is rejected."""
     key_file.create(path)
     ring = FileApiKeys(path)
     with pytest.raises(AuthenticationError):
         ring.authenticate(wrong)
 
 
-def test_the_first_of_two_keys_with_one_digest_counts(path):
-    """A key that is also in `api_keys` is that one: it has no limits and no end."""
+def test_the_first_of_two_keys_with_one_digest_is_used(path):
+    """A key that is also in `api_keys` is the configured one: it has no limits and no expiry."""
     _, secret = key_file.create(path, expires=1)
     ring = FileApiKeys(path, api_keys.keys_from_settings(["other", secret]))
     assert ring.authenticate(secret).id == "api_keys[1]"
 
 
-def test_finding_a_key_compares_none_with_the_others():
-    """However many keys there are, finding one reads no other's digest."""
+def test_finding_a_key_reads_no_other_digest():
+    """Finding one key among many reads no other key's digest."""
     read = []
 
-    class Watched(ApiKey):
+    class RecordingKey(ApiKey):
         def __getattribute__(self, name):
             if name == "digest":
                 read.append(self)
             return super().__getattribute__(name)
 
-    ring = StaticApiKeys([Watched(f"key_{n}", api_keys.hash_key(f"secret {n}")) for n in range(50)])
+    ring = StaticApiKeys([RecordingKey(f"key_{n}", api_keys.hash_key(f"secret {n}")) for n in range(50)])
     read.clear()
     assert ring.authenticate("secret 49").id == "key_49"
     assert not read
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30d", 3592000), ("2h", 1007200), ("1970-01-12", 950400)])
-def test_when_a_key_ends(text, expected):
-    """A span counts from now, a date is UTC's."""
+def test_expiry_of_a_key(text, expected):
+    """A span counts from now; a date is in UTC."""
     assert api_keys.parse_expiry(text, 1_000_000.0) == expected
     with pytest.raises(ValueError):
         api_keys.parse_expiry("soon", 0)
 
 
-async def test_every_route_declares_who_may_use_it():
-    """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no
-    admin."""
+async def test_every_route_declares_its_access():
+    """Each route of the app is in the table; routes that are not open reject a client without a key, or
+    without the admin key."""
     async with world(api_keys=["secret"]) as it:
         rules = list(it.app.url_map.iter_rules())
         assert {rule.endpoint for rule in rules} == set(it.server.routes)
@@ -153,20 +153,20 @@ async def test_every_route_declares_who_may_use_it():
                 assert (response.status in (401, 403) and response.status) == refused, (method, path)
 
 
-async def test_a_route_that_is_not_declared_wants_a_key():
-    """Forgetting to say so does not open a route."""
+async def test_an_undeclared_route_requires_a_key():
+    """A route missing from the table is not open."""
 
-    async def forgotten():
+    async def undeclared():
         return "secret"
 
     async with world(api_keys=["secret"]) as it:
-        it.app.add_url_rule("/forgotten", "forgotten", forgotten)
+        it.app.add_url_rule("/forgotten", "forgotten", undeclared)
         async with it.client.request("GET", "/forgotten") as response:
             assert response.status == 401
 
 
-async def test_a_key_made_while_serving(path):
-    """A running server demands keys once there is one, and knows one of its models from another."""
+async def test_a_key_created_while_serving(path):
+    """A running server requires keys once there is one, and applies a key's models."""
     async with world(keys_file=str(path)) as it:
         assert (await it.post(HELLO))[0] == 200
         _, secret = key_file.create(path, name="narrow", models=("qwen-max*",))
@@ -184,8 +184,8 @@ async def test_a_key_made_while_serving(path):
         assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 401
 
 
-def test_serving_others_needs_a_key(path):
-    """A key in the file is as good as api_keys; a file that is not one is a configuration error."""
+def test_listening_on_all_addresses_requires_a_key(path):
+    """A key in the file is as good as api_keys; an invalid file is a configuration error."""
     others = {"host": "0.0.0.0", "keys_file": str(path), "accounts": accounts("one")}
     with pytest.raises(ConfigError, match="qproxy keys create"):
         Config(**others).check(has_api_keys)
@@ -196,8 +196,8 @@ def test_serving_others_needs_a_key(path):
         Config(**others).check(has_api_keys)
 
 
-def test_the_command(path, capsys, monkeypatch):
-    """create prints the key alone on its output; list shows everything but it; revoke takes a name."""
+def test_the_keys_command(path, capsys, monkeypatch):
+    """create prints only the key on stdout; list shows everything except the secret; revoke takes a name."""
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
     assert cli.main(["keys", "create", "--name", "bob", "--rpm", "3", "--models", "a, b*"]) == 0
     secret = capsys.readouterr().out.strip()
@@ -216,8 +216,8 @@ def test_the_command(path, capsys, monkeypatch):
         cli.main(["keys", "create", "--rpm", "0"])
 
 
-def test_a_terminal_without_the_letter(path, monkeypatch):
-    """What a locale cannot write is written by its number."""
+def test_an_unencodable_character_is_escaped(path, monkeypatch):
+    """A character that the locale cannot encode is written by its number."""
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
     key_file.create(path, name="Zoë")
     shown = io.BytesIO()

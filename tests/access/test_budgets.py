@@ -1,5 +1,4 @@
-"""What a key may use within a window: counted from the ledger, refused with a word about when, shared by
-workers."""
+"""Budgets of a key per window: counted from the ledger, shared by workers; the error names the reset time."""
 
 import time
 
@@ -48,7 +47,7 @@ def budgets(ledger, wall):
 
 
 def amounts(tokens):
-    """What one request takes."""
+    """Return the amounts of one request."""
     return {"requests": 1, "tokens": tokens}
 
 
@@ -57,8 +56,7 @@ async def use(budgets, of, tokens):
 
 
 async def test_requests_of_a_day(budgets, wall):
-    """A day's requests can be used once; the refusal says when there are more, and that trying again does not
-    help."""
+    """A day's requests can be used once; the error has the reset time, and tells clients not to retry."""
     bob = key(Quota("day", requests=2))
     await use(budgets, bob, 5)
     await use(budgets, bob, 5)
@@ -77,8 +75,8 @@ async def test_requests_of_a_day(budgets, wall):
 
 
 async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
-    """What was used before this process began counts; of five rolling hours, the first comes back after
-    them."""
+    """Usage from before the process started counts; usage older than five hours leaves the five-hour
+    window."""
     wall["now"] = NOON - 3600
     ledger.record(record(id="before"))
     wall["now"] = NOON
@@ -93,9 +91,9 @@ async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
     await use(budgets, bob, 29)
 
 
-async def test_requests_under_way_are_held(budgets):
-    """Requests at once cannot together use more than is left; one that reached no model gives its share
-    back."""
+async def test_requests_in_flight_are_reserved(budgets):
+    """Concurrent requests cannot together exceed the remainder; one that reached no model releases its
+    reservation."""
     bob = key(Quota("month", requests=2))
     first, second = await budgets.reserve(bob, amounts(10)), await budgets.reserve(bob, amounts(10))
     with pytest.raises(RequestError):
@@ -109,8 +107,8 @@ async def test_requests_under_way_are_held(budgets):
         await budgets.reserve(bob, amounts(10))
 
 
-async def test_other_workers_are_heard_of(budgets, path, wall, ledger):
-    """What another process wrote counts as soon as the ledger is asked again."""
+async def test_usage_of_other_workers_counts(budgets, path, wall, ledger):
+    """Rows written by another process count as soon as the ledger is read again."""
     bob = key(Quota("day", requests=3))
     await use(budgets, bob, 5)
     other = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
@@ -122,8 +120,8 @@ async def test_other_workers_are_heard_of(budgets, path, wall, ledger):
         await budgets.reserve(bob, amounts(5))
 
 
-async def test_nothing_is_counted_twice_or_lost_by_asking(budgets, ledger):
-    """However often the ledger is asked in between, a row is what it is."""
+async def test_rereading_the_ledger_neither_repeats_nor_loses_usage(budgets, ledger):
+    """A row counts once, however often the ledger is read in between."""
     bob = key(Quota("day", tokens=10**9))
     for number in range(40):
         claim = await budgets.reserve(bob, amounts(50))
@@ -137,8 +135,8 @@ async def test_nothing_is_counted_twice_or_lost_by_asking(budgets, ledger):
 
 
 @pytest.mark.parametrize("broken", ["none", "unwritable"])
-async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
-    """A budget that cannot be read is not let loose: a 503 that says so."""
+async def test_an_unavailable_ledger_rejects_requests(broken, tmp_path, caplog):
+    """A budget that cannot be read yields a 503 budget_unavailable."""
     blocked = tmp_path / "blocked"
     blocked.write_text("no directory")
     ledger = (
@@ -152,8 +150,9 @@ async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
         ledger.close()
 
 
-async def test_end_to_end(tmp_path):
-    """A key made with a budget serves until it is used up, over restarts; `usage` and `keys list` tell."""
+async def test_a_budget_holds_over_restarts(tmp_path):
+    """A key created with a budget serves until it is exhausted, over restarts; `keys list` shows the
+    budget."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
     _, secret = key_file.create(file, name="bob", budgets=(Quota("week", requests=3),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
@@ -172,7 +171,7 @@ async def test_end_to_end(tmp_path):
 
 
 def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """`qproxy keys create` takes budgets for several windows, and says what is no window."""
+    """`qproxy keys create` takes budgets for several windows, and rejects an unknown window."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     command = [
         "keys",
@@ -193,8 +192,8 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "does not start with a window" in capsys.readouterr().err
 
 
-async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
-    """A stream that its client gave up costs the key about what had come."""
+async def test_a_disconnected_client_is_charged_for_the_response_so_far(tmp_path):
+    """A stream that its client closed costs the key about the tokens that were sent."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
     _, secret = key_file.create(file, name="bob", budgets=(Quota("day", tokens=10_000),))
     async with world(keys_file=str(file), ledger=str(ledger)) as it:
@@ -206,7 +205,7 @@ async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
         async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
             await response.receive()
         with trio.fail_after(2):
-            while it.server.state.counters.in_flight:  # noqa: ASYNC110 - nobody tells
+            while it.server.state.counters.in_flight:  # noqa: ASYNC110 - there is no event to await
                 await trio.sleep(0.001)
         kept = it.server.state.ledger
         assert isinstance(kept, SqliteUsageLedger)

@@ -1,4 +1,4 @@
-"""Whose request it is: nobody is believed who was not named, and a named proxy only as far as it can know."""
+"""The client's address: only configured proxies are trusted, each only for the entry that it added."""
 
 import pytest
 from hypothesis import given
@@ -44,22 +44,23 @@ CHAINS = {
 
 
 @pytest.mark.parametrize(("peer", "headers", "client"), CHAINS.values(), ids=CHAINS)
-def test_the_first_address_that_no_proxy_of_ours_has(peer, headers, client):
-    """It is the last one that a named proxy added, whatever stands left of it."""
+def test_the_client_is_the_last_address_that_is_no_trusted_proxy(peer, headers, client):
+    """The entry that a trusted proxy added last decides; entries left of it are ignored."""
     assert PROXIES.client_address(peer, headers) == client
 
 
 @pytest.mark.parametrize(("peer", "headers", "client"), CHAINS.values(), ids=CHAINS)
-def test_without_proxies_the_socket_says_who_asks(peer, headers, client):
-    """No field changes it."""
+def test_without_proxies_the_peer_is_the_client(peer, headers, client):
+    """No header changes the address."""
     assert TrustedProxies(()).client_address(peer, headers) == (UNIX if peer is None else peer)
 
 
 @examples(100)
 @given(st.lists(st.sampled_from(["203.0.113.9", "10.0.0.9", "unknown", "x" * 100, ""]), max_size=80))
-def test_no_invention_hides_a_client(invented):
-    """Whatever a client writes before, the proxy's own entry decides, and a bounded part is looked at."""
-    value = ", ".join([*invented, "198.51.100.1"]).encode()
+def test_forged_entries_do_not_hide_a_client(forged):
+    """The proxy's own entry decides whatever a client wrote before it, and a bounded number of entries is
+    parsed."""
+    value = ", ".join([*forged, "198.51.100.1"]).encode()
     assert PROXIES.client_address("10.0.0.1", [(XFF, value)]) == "198.51.100.1"
     endless = ",".join(["198.51.100.1", *["10.0.0.2"] * (MAX_HOPS + 5)]).encode()
     assert PROXIES.client_address("10.0.0.1", [(XFF, endless)]) == "10.0.0.2"
@@ -67,14 +68,14 @@ def test_no_invention_hides_a_client(invented):
 
 @examples(100)
 @given(st.text(max_size=80))
-def test_any_text_is_an_address_or_none(text):
-    """What is no address raises nothing."""
+def test_parsing_any_text_raises_nothing(text):
+    """Any text parses to an address or to None."""
     address = parse_address(text)
     assert address is None or parse_address(str(address)) == address
 
 
-def test_addresses_of_one_subscriber_are_one():
-    """IPv6 counts by /64, IPv4 by address, also within IPv6."""
+def test_addresses_of_one_subscriber_share_a_prefix():
+    """IPv6 counts by /64, IPv4 by address, including IPv4-mapped IPv6."""
     assert (
         subscriber_prefix("2001:db8:0:1::1")
         == subscriber_prefix("2001:db8:0:1:ffff::2")
@@ -87,7 +88,7 @@ def test_addresses_of_one_subscriber_are_one():
 
 
 @pytest.mark.parametrize("entry", ["proxy.test", "10.0.0.0/40", "", "*", "Unix"])
-def test_an_entry_that_is_no_network(entry):
-    """A name is refused at the start, with what to write."""
+def test_rejects_an_entry_that_is_no_network(entry):
+    """A host name in trusted_proxies is rejected at startup; the error names valid entries."""
     with pytest.raises(ConfigError, match=r"trusted_proxies: .*Use addresses"):
         build_server(Config(accounts=accounts("one"), trusted_proxies=[entry]))

@@ -1,4 +1,4 @@
-"""Requests and tokens a minute: reserved, settled, given back, and told in headers."""
+"""Requests and tokens per minute: reserved, settled, returned, and reported in headers."""
 
 import json
 
@@ -42,12 +42,12 @@ def clock():
     return Clock()
 
 
-def limiter_of(one, clock):
-    return KeyRateLimiter(one, MemoryRateLimits(clock=clock), clock=clock)
+def limiter_of(limited_key, clock):
+    return KeyRateLimiter(limited_key, MemoryRateLimits(clock=clock), clock=clock)
 
 
-async def test_requests_a_minute(clock):
-    """A minute's worth can be taken at once; then one comes back every 60/rpm seconds."""
+async def test_requests_per_minute(clock):
+    """A minute's worth can be reserved at once; then one is refilled every 60/rpm seconds."""
     limiter = limiter_of(key(rpm=3), clock)
     for _ in range(3):
         await limiter.reserve(10**9)
@@ -61,8 +61,8 @@ async def test_requests_a_minute(clock):
         await limiter.reserve(1)
 
 
-async def test_tokens_a_minute(clock):
-    """An estimate is exchanged for what was used, debts included; one above the limit waits for a full
+async def test_tokens_per_minute(clock):
+    """An estimate is replaced by the usage, debts included; an estimate above the limit waits for a full
     bucket."""
     limiter = limiter_of(key(tpm=600), clock)
     reservation = await limiter.reserve(500)
@@ -80,8 +80,8 @@ async def test_tokens_a_minute(clock):
         await limiter.reserve(1)
 
 
-async def test_a_refusal_takes_nothing(clock):
-    """What is refused for its tokens has not used up a request."""
+async def test_a_rejected_request_uses_nothing(clock):
+    """A request rejected for its tokens uses up no request."""
     limiter = limiter_of(key(rpm=1, tpm=60), clock)
     (await limiter.reserve(60)).settle(60, counts=False)
     with pytest.raises(RequestError, match="tokens"):
@@ -90,8 +90,8 @@ async def test_a_refusal_takes_nothing(clock):
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.floats(0, 30)), max_size=30))
-async def test_settling_what_was_reserved_gives_it_back(steps):
-    """Whatever is reserved and settled with nothing used leaves the bucket as full as time makes it."""
+async def test_settling_with_no_usage_returns_the_reservation(steps):
+    """Reservations settled with zero usage leave the bucket as full as time makes it."""
     clock = Clock()
     limiter = limiter_of(key(rpm=1000, tpm=1000), clock)
     for tokens, _, pause in steps:
@@ -102,8 +102,8 @@ async def test_settling_what_was_reserved_gives_it_back(steps):
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 20)), max_size=60))
-def test_no_minute_has_more_than_its_limit_and_one_burst(steps):
-    """Within any run of t seconds at most capacity + capacity * t / 60 is taken."""
+def test_a_minute_has_at_most_its_limit_and_one_burst(steps):
+    """Within any t seconds at most capacity + capacity * t / 60 is granted."""
     bucket, now, taken = TokenBucket(100, 0.0), 0.0, 0
     for count, pause in steps:
         now += pause
@@ -113,8 +113,8 @@ def test_no_minute_has_more_than_its_limit_and_one_burst(steps):
         assert taken <= 100 + 100 * now / 60 + 1e-6
 
 
-def test_a_key_whose_limits_change_begins_anew(clock):
-    """The limiter belongs to the key as it is written now; a key without limits has none."""
+def test_changed_limits_of_a_key_replace_its_limiter(clock):
+    """The limiter belongs to the current version of the key; a key without limits has none."""
     limiters = KeyRateLimiters(MemoryRateLimits(clock=clock), clock=clock)
     assert limiters.for_key(key()) is None
     first = limiters.for_key(key(rpm=1))
@@ -128,12 +128,12 @@ def test_a_key_whose_limits_change_begins_anew(clock):
     ("seconds", "text"), [(0, "0ms"), (0.012, "12ms"), (1, "1s"), (1.5, "1.5s"), (60, "1m0s"), (360, "6m0s")]
 )
 def test_spans(seconds, text):
-    """Durations are written as OpenAI writes them."""
+    """Durations are formatted as OpenAI formats them."""
     assert format_duration(seconds) == text
 
 
 def test_output_limit():
-    """The maximum of a response is what the turn requests, under either of its names."""
+    """The output limit of a turn is the requested maximum, under either of its names."""
     for params, limit in (({}, 0), ({"max_tokens": 50}, 50), ({"max_completion_tokens": 7.0}, 7)):
         assert output_limit(Turn("", 0, "m", [], params=params)) == limit
     assert output_limit(Turn("", 0, "m", [], params={"max_tokens": "many"})) == 0
@@ -155,13 +155,13 @@ def test_prompt_sizes():
     assert prompt_size(Turn("", 0, "m", [], tools=tools, tools_bytes=9)) == PromptSize(9)
 
 
-def made(tmp_path, **limits):
+def create_key(tmp_path, **limits):
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", **limits)
     return [(b"authorization", b"Bearer " + secret.encode())], {"keys_file": str(tmp_path / "keys.json")}
 
 
-def spent(it, tmp_path):
-    """Tokens that the only key has used."""
+def used_tokens(it, tmp_path):
+    """Return the tokens used by the only key."""
     (known,) = key_file.read(tmp_path / "keys.json")
     tokens = it.server.state.usage_limiter.rate_limits(known)[-1]
     assert tokens.unit == "tokens"
@@ -169,15 +169,15 @@ def spent(it, tmp_path):
 
 
 async def test_rate_limit_headers(tmp_path, autojump_clock):
-    """A key with limits sees them in every answer, a refusal says when to come back, and others see
-    nothing."""
-    headers, setting = made(tmp_path, rpm=2, tpm=1000)
+    """A key with limits gets them in every response, a 429 has Retry-After, and keys without limits get no
+    such headers."""
+    headers, setting = create_key(tmp_path, rpm=2, tpm=1000)
     async with world(**setting) as it:
         _, fields, body = await it.post(HELLO, headers=headers)
         assert fields["x-ratelimit-limit-requests"] == "2"
         assert fields["x-ratelimit-remaining-requests"] == "1"
         assert fields["x-ratelimit-reset-requests"] == "30s"
-        assert spent(it, tmp_path) == pytest.approx(body["usage"]["total_tokens"])
+        assert used_tokens(it, tmp_path) == pytest.approx(body["usage"]["total_tokens"])
         await it.post(HELLO, headers=headers)
         status, fields, body = await it.post(HELLO, headers=headers)
         assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
@@ -222,19 +222,19 @@ USED = {
 
 
 @pytest.mark.parametrize(("reply", "leaves", "used"), USED.values(), ids=USED.keys())
-async def test_what_is_not_used_is_given_back(reply, leaves, used, tmp_path, autojump_clock):
-    """The reserved max_tokens come back when the request is over, however it ends."""
-    headers, setting = made(tmp_path, tpm=100_000)
+async def test_unused_tokens_are_returned(reply, leaves, used, tmp_path, autojump_clock):
+    """The reserved max_tokens are returned when the request finishes, for any outcome."""
+    headers, setting = create_key(tmp_path, tpm=100_000)
     async with world(**setting) as it:
         it.emulator.script(reply)
         with trio.move_on_after(0.001 if leaves else 10):
             await it.post({**HELLO, "max_tokens": 50_000, "stream": leaves}, headers=headers)
-        assert round(spent(it, tmp_path)) in (used if isinstance(used, range) else [used])
+        assert round(used_tokens(it, tmp_path)) in (used if isinstance(used, range) else [used])
 
 
-async def test_a_stream_settles_too(tmp_path, autojump_clock):
-    """A stream is charged for the usage its server told, although its client did not ask for it."""
-    headers, setting = made(tmp_path, tpm=100_000)
+async def test_a_stream_settles_its_reservation(tmp_path, autojump_clock):
+    """A stream is charged for the usage its upstream reported, even if the client did not request usage."""
+    headers, setting = create_key(tmp_path, tpm=100_000)
     async with world(**setting) as it:
         async with it.client.request(
             "POST",
@@ -243,4 +243,4 @@ async def test_a_stream_settles_too(tmp_path, autojump_clock):
             body=b'{"model":"qwen-plus","stream":true,"messages":[{"role":"user","content":"Hi"}],"max_tokens":9000}',
         ) as response:
             assert frames((await response.read()).decode())[-1] == "[DONE]"
-        assert 0 < spent(it, tmp_path) < 100
+        assert 0 < used_tokens(it, tmp_path) < 100
