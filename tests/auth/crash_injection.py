@@ -1,11 +1,11 @@
-"""`kill -9` at every system call of a credential file's life, and what is left afterwards: run me, I print
-counts.
+"""Kill a process at every system call that writes a credential file, and print counts of the results.
 
     python -m tests.auth.crash_injection DIRECTORY
 
-A child does what the keeper or a sign-in does to the disk (lock, read, draft, publish, unlock) and kills
-itself at its nth call: before it, after it, or, for a write, in the middle. Then the parent looks: is the
-file the old one or the new one, whole, for its owner only; can the next process lock and write.
+A child performs the file operations of a refresh or a login (lock, read, prepare, publish, unlock) and kills
+itself with SIGKILL at its nth call: before it, after it, or, for a write, in the middle. Then the parent
+checks that the file is the old one or the new one, complete and private, and that the next process can lock
+and write.
 """
 
 import json
@@ -32,20 +32,20 @@ CALLS = (
     "fstat", "link", "chmod",
 )  # fmt: skip
 POINTS = ("before", "after", "within")
-STORIES = ("first sign-in", "refresh", "refresh after a death", "shared", "shared, stale lock")
+SCENARIOS = ("first sign-in", "refresh", "refresh after a death", "shared", "shared, stale lock")
 
 
-class Death:
+class CrashPoint:
     """Kills this process at its nth system call."""
 
     def __init__(self, number: int, point: str) -> None:
         self.left = number
         self.point = point
         for name in CALLS:
-            setattr(os, name, self.deadly(name, getattr(os, name)))
+            setattr(os, name, self.crashing(name, getattr(os, name)))
 
-    def deadly(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def at(*arguments: Any, **more: Any) -> Any:
+    def crashing(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **more: Any) -> Any:
             self.left -= 1
             if self.left:
                 return call(*arguments, **more)
@@ -56,11 +56,11 @@ class Death:
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError("still alive")
 
-        return at
+        return wrapper
 
 
 def refresh(file: CredentialFile, lock: FileLock) -> None:
-    """What the keeper does, without the network in the middle."""
+    """Perform the file operations of a refresh, without the network request in between."""
     if not lock.acquire():
         raise AssertionError("the lock is held")
     file.load()
@@ -70,15 +70,15 @@ def refresh(file: CredentialFile, lock: FileLock) -> None:
     lock.release()
 
 
-def prepare(folder: Path, story: str) -> tuple[CredentialFile, FileLock]:
-    """The disk as a story finds it."""
-    shared = story.startswith("shared")
+def prepare(folder: Path, scenario: str) -> tuple[CredentialFile, FileLock]:
+    """Prepare the credential file and its lock as a scenario starts."""
+    shared = scenario.startswith("shared")
     file = CredentialFile(folder / "me" / "oauth_creds.json", shared=shared)
-    if story != "first sign-in":
+    if scenario != "first sign-in":
         file.save(OLD)
-    if story == "refresh after a death":
+    if scenario == "refresh after a death":
         file.prepare_write()
-    if story == "shared, stale lock":
+    if scenario == "shared, stale lock":
         lock = file.path.with_suffix(".lock")
         lock.write_text("theirs")
         os.utime(lock, (time.time() - 60,) * 2)
@@ -86,15 +86,15 @@ def prepare(folder: Path, story: str) -> tuple[CredentialFile, FileLock]:
     return file, FileLock(file.path, shared=shared)
 
 
-def deaths(folder: Path, story: str, point: str) -> Iterator[tuple[int, CredentialFile, bool]]:
-    """The disk after a death at each call in turn; the last one lives, and is not counted."""
+def crashes(folder: Path, scenario: str, point: str) -> Iterator[tuple[int, CredentialFile, bool]]:
+    """Yield the file after a crash at each call in turn; the last child completes and does not count."""
     for number in range(1, 200):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        file, lock = prepare(folder, story)
+        file, lock = prepare(folder, scenario)
         child = os.fork()
         if not child:
-            Death(number, point)
+            CrashPoint(number, point)
             refresh(file, lock)
             os._exit(0)
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -103,8 +103,9 @@ def deaths(folder: Path, story: str, point: str) -> Iterator[tuple[int, Credenti
             return
 
 
-def usable_again(file: CredentialFile) -> bool:
-    """Whether the next process can go on, after the time that qwen-code's rule gives a dead holder."""
+def can_be_used_again(file: CredentialFile) -> bool:
+    """Return True if the next process can lock and write, after qwen-code's time limit for a dead lock
+    holder."""
     lock = FileLock(file.path, shared=True, wall_clock=lambda: time.time() + 60)
     if not lock.acquire():
         return False
@@ -115,7 +116,7 @@ def usable_again(file: CredentialFile) -> bool:
 
 
 def main(root: Path) -> dict[str, Any]:
-    """Every story, point and call."""
+    """Run every scenario, point and call."""
     found: dict[str, Any] = {
         "kills": 0,
         "old": 0,
@@ -125,23 +126,23 @@ def main(root: Path) -> dict[str, Any]:
         "loose": [],
         "stuck": [],
     }
-    for story in STORIES:
+    for scenario in SCENARIOS:
         for point in POINTS:
-            for number, file, killed in deaths(root / "disk", story, point):
+            for number, file, killed in crashes(root / "disk", scenario, point):
                 found["kills"] += killed
-                where, tokens = f"{story}: {point} call {number}", file.load()
+                where, tokens = f"{scenario}: {point} call {number}", file.load()
                 word = {OLD.access_token: "old", NEW.access_token: "new"}.get(
                     tokens.access_token if tokens else ""
                 )
                 if tokens not in (OLD, NEW) and not (
-                    tokens is None and story == "first sign-in" and not file.path.exists()
+                    tokens is None and scenario == "first sign-in" and not file.path.exists()
                 ):
                     found["spoilt"].append(where)
                 found[word or "none"] += 1
                 for path in file.path.parent.iterdir():
                     if stat.S_IMODE(path.stat().st_mode) & 0o077 and ".lock" not in path.name:
                         found["loose"].append(f"{where}: {path.name}")
-                if not usable_again(file):
+                if not can_be_used_again(file):
                     found["stuck"].append(where)
     return found
 

@@ -1,7 +1,7 @@
-"""What the tests of signing in share: an account in front of an emulated identity server, in memory.
+"""Helpers of the login tests: an account in front of an emulated identity server, in memory.
 
 Files are real, in a temporary directory; their calls run in place (`in_place`), because Trio's test clock
-would jump while a thread works. The wall clock follows Trio's, and a test may set it.
+would jump while a thread runs. The wall clock follows Trio's, and a test may set it.
 """
 
 from contextlib import asynccontextmanager
@@ -34,14 +34,14 @@ LIFETIME = 5400.0
 
 
 async def in_place(call, *arguments):
-    """What `run_blocking` does, without a thread."""
+    """Run a blocking call as `run_blocking` does, without a thread."""
     await trio.lowlevel.checkpoint()
     return call(*arguments)
 
 
 @dataclass
 class Wall:
-    """A wall clock that goes with Trio's, and can be set."""
+    """A wall clock that follows Trio's clock and can be shifted."""
 
     shift: float = 0.0
 
@@ -50,8 +50,8 @@ class Wall:
 
 
 @dataclass
-class Signed:
-    """An identity server, and one account's parts."""
+class LoginSetup:
+    """An identity server and the parts of one account."""
 
     emulator: Emulator
     identity: IdentityClient
@@ -62,15 +62,17 @@ class Signed:
     wall: Wall = field(default_factory=Wall)
 
     def source(self, name="me", *, file=None, shared=False, ahead=1200.0, keep=True):
-        """A new source on the same file, as another process would have it."""
+        """Return a new source on the same file, as another process has one."""
         file = file or self.file
-        holding = TokenState(name, ahead)
+        token_state = TokenState(name, ahead)
         lock = FileLock(file.path, shared=shared, wall_clock=self.wall)
         store = FileCredentials(file, lock, run=in_place)
-        keeper = TokenRefresher(holding, store, self.identity, wall_clock=self.wall, jitter=lambda: 0.5)
+        refresher = TokenRefresher(
+            token_state, store, self.identity, wall_clock=self.wall, jitter=lambda: 0.5
+        )
         source = OAuthSource(
-            holding,
-            keeper,
+            token_state,
+            refresher,
             hosts=(HOST,),
             fallback_url="https://fallback.test/v1",
             interval=5.0,
@@ -84,7 +86,7 @@ class Signed:
         return self.source(keep=False).start_login()
 
     async def sign_in(self, *, approve=True):
-        """Go through a whole device flow, decided at once; how it ended."""
+        """Run a whole device flow, decided at once, and return its progress."""
         flow = self.flow()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.run)
@@ -93,7 +95,7 @@ class Signed:
         return flow.progress
 
     def write(self, tokens):
-        """Put a file there as another program would."""
+        """Write the credential file as another program does."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
         new.write_bytes(dump(tokens))
@@ -107,7 +109,7 @@ class Signed:
 
 @asynccontextmanager
 async def signed(tmp_path, **settings):
-    """An emulated identity server that one account, not signed in yet, is in front of."""
+    """Yield a setup with an emulated identity server and one account that is not logged in yet."""
     emulator = Emulator()
     settings.setdefault("token_lifetime", LIFETIME)
     for name, value in settings.items():
@@ -116,11 +118,11 @@ async def signed(tmp_path, **settings):
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(emulator.handle, theirs)
-            return ours
+            local, remote = trio.testing.memory_stream_pair()
+            nursery.start_soon(emulator.handle, remote)
+            return local
 
         transport = UpstreamTransport(transport_limits(), connect=connect)
         identity = IdentityClient(transport, PROVIDER, timeout=30.0)
-        yield Signed(emulator, identity, CredentialFile(path), path, nursery, transport)
+        yield LoginSetup(emulator, identity, CredentialFile(path), path, nursery, transport)
         nursery.cancel_scope.cancel()

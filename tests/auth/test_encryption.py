@@ -1,4 +1,4 @@
-"""Tokens can be encrypted on the disk, with a key in the system's keyring."""
+"""Tokens can be encrypted on disk with a key in the system's keyring."""
 
 import keyring
 import keyring.backend
@@ -13,7 +13,7 @@ from qproxy.wire.credential_format import TokenSet, dump
 TOKENS = TokenSet("a-secret", "r-secret", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
 
 
-class Ring(keyring.backend.KeyringBackend):
+class Keyring(keyring.backend.KeyringBackend):
     """A keyring in memory."""
 
     priority = 1
@@ -37,7 +37,7 @@ class Ring(keyring.backend.KeyringBackend):
 
 @pytest.fixture
 def ring():
-    before, ring = keyring.get_keyring(), Ring()
+    before, ring = keyring.get_keyring(), Keyring()
     keyring.set_keyring(ring)
     yield ring
     keyring.set_keyring(before)
@@ -48,16 +48,16 @@ def file(tmp_path):
     return CredentialFile(tmp_path / "me" / "oauth_creds.json", cipher=KeyringCipher())
 
 
-def test_the_disk_holds_no_token(ring, file):
-    """Written encrypted, read back by another process with the same keyring."""
+def test_an_encrypted_file_contains_no_token(ring, file):
+    """A file is written encrypted, and read by another process with the same keyring."""
     file.save(TOKENS)
     assert b"secret" not in file.path.read_bytes()
     assert CredentialFile(file.path, cipher=KeyringCipher()).load() == TOKENS
     assert len(ring.kept) == 1
 
 
-def test_an_open_file_is_closed_with_the_next_write(ring, file):
-    """Encryption can be switched on later."""
+def test_an_unencrypted_file_is_encrypted_by_the_next_write(ring, file):
+    """Encryption can be enabled later."""
     file.make_directory()
     file.path.write_bytes(dump(TOKENS))
     assert file.load() == TOKENS
@@ -65,9 +65,8 @@ def test_an_open_file_is_closed_with_the_next_write(ring, file):
     assert b"secret" not in file.path.read_bytes()
 
 
-def test_without_the_key_nothing_is_read(ring, file):
-    """Another keyring, a locked one, and a file that was tampered with, each in words and without a
-    secret."""
+def test_a_file_cannot_be_read_without_its_key(ring, file):
+    """Another keyring, a locked one, and a modified file each raise an error without a secret."""
     file.save(TOKENS)
     ring.kept.clear()
     with pytest.raises(StorageError, match="does not decrypt"):

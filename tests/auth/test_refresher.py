@@ -1,4 +1,4 @@
-"""An account's token is there when it is needed: renewed ahead of time, once, and never lost to trouble."""
+"""The token of an account is refreshed before it expires, once, and survives transient errors."""
 
 import errno
 import json
@@ -22,8 +22,8 @@ from qproxy.wire.errors import UpstreamError
 from tests.auth.helpers import EPOCH, HOST, LIFETIME, signed
 
 
-def refreshes(it):
-    """The refresh tokens that were sent, in order."""
+def sent_refresh_tokens(it):
+    """Return the refresh tokens that were sent, in order."""
     return [
         s.body["refresh_token"]
         for s in it.emulator.requests
@@ -31,97 +31,98 @@ def refreshes(it):
     ]
 
 
-async def test_a_token_is_renewed_ahead_of_its_end(tmp_path, autojump_clock):
-    """In the background, 20 minutes before the end, without a request; the file has the newest."""
+async def test_a_token_is_refreshed_before_it_expires(tmp_path, autojump_clock):
+    """The refresh runs in the background 20 minutes before expiry, without a request; the file has the newest
+    tokens."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
         first = await source.credential()
         assert first.base_url == f"{HOST}/v1"
         await trio.sleep(LIFETIME - 1300)
-        assert refreshes(it) == []
+        assert sent_refresh_tokens(it) == []
         await trio.sleep(200)
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         second = await source.credential()
         assert (second.generation, second.token) == (first.generation + 1, it.on_disk().access_token)
         assert it.emulator.identity.accepts_token(second.token)
         assert source.status().state == "ready"
 
 
-def refreshed_at(it):
-    """Trio's clock at every refresh from now on; a list that grows."""
+def record_refresh_times(it):
+    """Return a growing list with Trio's time of every refresh from now on."""
     times, reply = [], it.emulator.identity.reply
 
-    def watched(method, path, query, body, origin):
+    def recording_reply(method, path, query, body, origin):
         if path == TOKEN_PATH and "refresh_token" in body:
             times.append(trio.current_time())
         return reply(method, path, query, body, origin)
 
-    it.emulator.identity.reply = watched
+    it.emulator.identity.reply = recording_reply
     return times
 
 
 @pytest.mark.parametrize("ahead", [0.0, 30.0, 1200.0])
 @pytest.mark.parametrize("lifetime", [45.0, 120.0, 3601.3, LIFETIME])
-async def test_a_renewal_is_slept_to(lifetime, ahead, tmp_path, autojump_clock):
-    """It begins when it is due, wherever that is between two looks, and before requests would have to
-    wait."""
+async def test_a_refresh_starts_when_it_is_due(lifetime, ahead, tmp_path, autojump_clock):
+    """It starts at its time, between any two file checks, and before requests would have to wait."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
-        times, ends = refreshed_at(it), (it.on_disk().expiry_date / 1000) - EPOCH
+        times, expiry = record_refresh_times(it), (it.on_disk().expiry_date / 1000) - EPOCH
         await trio.sleep(1.7)
         source = it.source(ahead=ahead)
         await trio.sleep(lifetime - 2)
         plan = plan_refresh(lifetime, ahead, 0.5)
-        assert ends - times[0] == pytest.approx(plan.refresh_margin, abs=0.1)
+        assert expiry - times[0] == pytest.approx(plan.refresh_margin, abs=0.1)
         assert plan.refresh_margin > plan.margin == min(30.0, lifetime / 4)
         assert source.status().refreshes >= 1
 
 
 @pytest.mark.parametrize("lifetime", [40.0, 120.0, LIFETIME])
-async def test_no_request_begins_with_a_token_that_is_about_to_end(lifetime, tmp_path, autojump_clock):
-    """Whatever the identity server does: it has more left than the margin, or there is none."""
+async def test_no_request_gets_a_token_that_is_about_to_expire(lifetime, tmp_path, autojump_clock):
+    """Whatever the identity server does, a token has more time left than the margin, or an error is
+    raised."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         source, margin = it.source(), min(30.0, lifetime / 4)
         last = await source.credential()
         it.emulator.identity.script(*[FAULTS["503"]] * 1000)
         await trio.sleep(lifetime - margin - 3)
-        refused = 0
+        reject = 0
         for _ in range(int(margin) * 2):
             await trio.sleep(0.5)
             left = it.on_disk().seconds_left(it.wall())
             try:
                 assert (await source.credential()).token == last.token
             except UpstreamError:
-                refused += 1
+                reject += 1
                 assert left <= margin
                 assert source.status().state in ("expired", "refreshing")
             else:
                 assert left > margin
-        assert refused > margin
+        assert reject > margin
         it.emulator.identity._script[TOKEN_PATH].clear()
         await trio.sleep(MAX_BACKOFF)
         assert it.emulator.identity.accepts_token((await source.credential()).token)
 
 
-async def test_a_renewal_that_failed_is_tried_again_before_requests_wait(tmp_path, autojump_clock):
-    """A pause of up to a minute does not go beyond the thirty seconds before the end."""
+async def test_a_failed_refresh_is_retried_before_requests_wait(tmp_path, autojump_clock):
+    """A backoff of up to a minute does not extend into the thirty seconds before expiry."""
     async with signed(tmp_path) as it:
         await it.sign_in()
-        times, ends = refreshed_at(it), (it.on_disk().expiry_date / 1000) - EPOCH
+        times, expiry = record_refresh_times(it), (it.on_disk().expiry_date / 1000) - EPOCH
         it.source()
         it.emulator.identity.script(*[FAULTS["503"]] * 1000)
         await trio.sleep(LIFETIME - 29.5)
-        assert times[-1] == pytest.approx(ends - 30, abs=0.1)
+        assert times[-1] == pytest.approx(expiry - 30, abs=0.1)
         assert times[-1] - times[-2] < times[-2] - times[-3] == MAX_BACKOFF * 0.75
 
 
 @pytest.mark.parametrize("left", [100.0, 29.0, 12.0, 1.0])
 @pytest.mark.parametrize("lifetime", [60.0, 120.0, LIFETIME])
-async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, autojump_clock):
-    """The margin is the token's own, whenever its file was read: the first request has more left, or
-    waits."""
+async def test_a_start_near_expiry_keeps_the_margin(lifetime, left, tmp_path, autojump_clock):
+    """The margin depends on the token, whenever its file was read: the first request gets a token with more
+    left, or waits."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         first = it.on_disk()
@@ -133,8 +134,8 @@ async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, 
         assert it.on_disk().seconds_left(it.wall()) > min(30.0, lifetime / 4)
 
 
-async def test_a_file_that_does_not_say_how_long_its_token_lasts(tmp_path, autojump_clock):
-    """Another program's: the margin is the whole one, and the next token is known."""
+async def test_a_file_without_the_lifetime_of_its_token(tmp_path, autojump_clock):
+    """A token of another program gets the full margin, and the lifetime of the next token is known."""
     async with signed(tmp_path, token_lifetime=40.0) as it:
         await it.sign_in()
         found = it.on_disk()
@@ -148,17 +149,18 @@ async def test_a_file_that_does_not_say_how_long_its_token_lasts(tmp_path, autoj
 
 
 @pytest.mark.parametrize("lifetime", [0.01, 1.0, 4.0])
-async def test_tokens_that_last_no_time_set_no_pace(lifetime, tmp_path, autojump_clock):
-    """The identity server is asked once a look at most, while no request wants a token."""
+async def test_very_short_lifetimes_cause_no_refresh_loop(lifetime, tmp_path, autojump_clock):
+    """The identity server gets at most one request per file check while no request needs a token."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         it.source()
         await trio.sleep(20 * RELOAD_INTERVAL)
-        assert 1 < len(refreshes(it)) <= 21
+        assert 1 < len(sent_refresh_tokens(it)) <= 21
 
 
-async def test_a_machine_that_was_suspended_is_noticed(tmp_path, autojump_clock):
-    """Only the wall clock has gone on: the token is renewed within one look, without a request."""
+async def test_a_suspended_machine_is_noticed(tmp_path, autojump_clock):
+    """If only the wall clock has advanced, the token is refreshed within one file check, without a
+    request."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -168,8 +170,8 @@ async def test_a_machine_that_was_suspended_is_noticed(tmp_path, autojump_clock)
         assert source.status().refreshes == 1
 
 
-async def test_a_token_that_worked_is_renewed_whenever_it_is_revoked(tmp_path, autojump_clock):
-    """At once, and again and again, up to a bound that no identity server would mind."""
+async def test_a_revoked_token_that_worked_is_refreshed_at_once(tmp_path, autojump_clock):
+    """An accepted token that is revoked is refreshed immediately, each time, up to MAX_FORCED refreshes."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -186,37 +188,37 @@ async def test_a_token_that_worked_is_renewed_whenever_it_is_revoked(tmp_path, a
         assert source.status().state == "ready"
         await trio.sleep(FORCE_WINDOW + 1)
         assert await source.report_rejected(credential, "no")
-        assert len(refreshes(it)) == MAX_FORCED + 1
+        assert len(sent_refresh_tokens(it)) == MAX_FORCED + 1
 
 
-async def test_requests_that_find_an_ended_token_wait_for_one_refresh(tmp_path, autojump_clock):
-    """A hundred at once cause one refresh and get the same token; one that leaves does not stop it."""
+async def test_requests_with_an_expired_token_wait_for_one_refresh(tmp_path, autojump_clock):
+    """A hundred concurrent requests cause one refresh and get the same token; a cancelled one does not stop
+    it."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         await trio.sleep(LIFETIME + 60)
         source = it.source(keep=False)
-        got = []
+        tokens = []
 
-        async def ask():
-            got.append((await source.credential()).token)
+        async def request_token():
+            tokens.append((await source.credential()).token)
 
-        async def leave_soon():
+        async def cancel_at_once():
             with trio.move_on_after(0):
-                await ask()
+                await request_token()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(leave_soon)
+            nursery.start_soon(cancel_at_once)
             for _ in range(100):
-                nursery.start_soon(ask)
+                nursery.start_soon(request_token)
             await trio.testing.wait_all_tasks_blocked()
             it.nursery.start_soon(source.run)
-        assert len(refreshes(it)) == 1
-        assert got == [it.on_disk().access_token] * 100
+        assert len(sent_refresh_tokens(it)) == 1
+        assert tokens == [it.on_disk().access_token] * 100
 
 
-async def test_a_request_that_leaves_does_not_tear_the_refresh(tmp_path, autojump_clock):
-    """The one request that asked is cancelled while the answer is on its way: the tokens are kept all the
-    same."""
+async def test_a_cancelled_request_does_not_abort_the_refresh(tmp_path, autojump_clock):
+    """If the only waiting request is cancelled during the refresh, the tokens are kept."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         await trio.sleep(LIFETIME + 60)
@@ -224,12 +226,12 @@ async def test_a_request_that_leaves_does_not_tear_the_refresh(tmp_path, autojum
         with trio.move_on_after(0):
             await source.credential()
         await trio.sleep(1)
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         assert source.status().usable
 
 
-async def test_a_stop_waits_for_the_refresh_under_way(tmp_path, autojump_clock):
-    """Cancelling the keeper in the middle of a refresh lets the answer come in and be saved."""
+async def test_a_stop_waits_for_the_refresh_in_flight(tmp_path, autojump_clock):
+    """Cancelling the refresh task during a refresh still receives and saves the response."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         await trio.sleep(LIFETIME + 60)
@@ -238,32 +240,33 @@ async def test_a_stop_waits_for_the_refresh_under_way(tmp_path, autojump_clock):
             source = it.source(keep=False)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(source.run)
-                while not refreshes(it):
+                while not sent_refresh_tokens(it):
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
         assert it.on_disk() != before
         assert it.emulator.identity.accepts_token(it.on_disk().access_token)
 
 
-async def test_one_refresh_for_each_refused_generation(tmp_path, autojump_clock):
-    """Chat's 401 forces a refresh once, however many requests were refused; another 401 is put into words."""
+async def test_one_refresh_for_each_rejected_generation(tmp_path, autojump_clock):
+    """A 401 of chat forces one refresh, however many requests were rejected; a second 401 sets the state's
+    message."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
         first = await source.credential()
-        newer = []
+        results = []
 
-        async def refused():
-            newer.append(await source.report_rejected(first, "no"))
+        async def reject():
+            results.append(await source.report_rejected(first, "no"))
 
         async with trio.open_nursery() as nursery:
             for _ in range(10):
-                nursery.start_soon(refused)
-        assert newer == [True] * 10
-        assert len(refreshes(it)) == 1
+                nursery.start_soon(reject)
+        assert results == [True] * 10
+        assert len(sent_refresh_tokens(it)) == 1
         second = await source.credential()
         assert not await source.report_rejected(second, f"invalid access token {second.token}")
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         status = source.status()
         assert status.state == "refused"
         assert "401" in status.message
@@ -273,12 +276,12 @@ async def test_one_refresh_for_each_refused_generation(tmp_path, autojump_clock)
         assert source.status().state == "ready"
 
 
-TROUBLE = ["html", "html-401", "503", "500-text", "empty", "no-token", "cut", "429", "hang"]
+TRANSIENT_FAULTS = ["html", "html-401", "503", "500-text", "empty", "no-token", "cut", "429", "hang"]
 
 
-@pytest.mark.parametrize("fault", TROUBLE)
-async def test_trouble_loses_nothing(fault, tmp_path, autojump_clock):
-    """Every answer but a refusal in JSON is tried again with backoff, and the token in use stays in use."""
+@pytest.mark.parametrize("fault", TRANSIENT_FAULTS)
+async def test_transient_errors_lose_no_token(fault, tmp_path, autojump_clock):
+    """Every response except a JSON error is retried with backoff, and the current token stays in use."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -290,23 +293,22 @@ async def test_trouble_loses_nothing(fault, tmp_path, autojump_clock):
         await trio.sleep(300)
         assert source.status().state == "ready"
         assert (await source.credential()).token != first.token
-        assert len(set(refreshes(it))) == 1
+        assert len(set(sent_refresh_tokens(it))) == 1
 
 
-async def test_trouble_that_outlasts_the_token_is_said_and_ends(tmp_path, autojump_clock):
-    """With an ended token requests are refused in words, without asking at their pace, until a refresh
-    works."""
+async def test_errors_that_outlast_the_token_end_with_a_refresh(tmp_path, autojump_clock):
+    """With an expired token requests fail without refreshes of their own, until a refresh succeeds."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
         await source.credential()
         it.emulator.identity.script(*[FAULTS["503"]] * 1000)
         await trio.sleep(LIFETIME + 1)
-        asked = len(refreshes(it))
+        refreshes_before = len(sent_refresh_tokens(it))
         for _ in range(50):
             with pytest.raises(UpstreamError, match="identity server failed") as caught:
                 await source.credential()
-        assert len(refreshes(it)) - asked <= 1
+        assert len(sent_refresh_tokens(it)) - refreshes_before <= 1
         assert caught.value.code == "upstream_credentials_exhausted"
         assert source.status().state == "expired"
         it.emulator.identity._script[TOKEN_PATH].clear()
@@ -314,8 +316,9 @@ async def test_trouble_that_outlasts_the_token_is_said_and_ends(tmp_path, autoju
         assert (await source.credential()).token == it.on_disk().access_token
 
 
-async def test_a_refusal_needs_a_new_sign_in_and_gets_one(tmp_path, autojump_clock):
-    """400 in JSON: no further refresh; the token serves to its end; a new sign-in is seen by itself."""
+async def test_a_rejected_refresh_requires_a_new_login(tmp_path, autojump_clock):
+    """After a 400 in JSON there is no further refresh; the token serves until it expires; a new login is
+    picked up automatically."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -328,61 +331,61 @@ async def test_a_refusal_needs_a_new_sign_in_and_gets_one(tmp_path, autojump_clo
         with pytest.raises(UpstreamError, match="qproxy login --account me"):
             await source.credential()
         assert source.status().state == "login_needed"
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         await it.sign_in()
         await trio.sleep(6)
         assert source.status().state == "ready"
 
 
-async def test_a_refusal_is_believed_only_after_the_file_was_read_again(tmp_path, autojump_clock):
-    """Another program that knows no lock has rotated the token: its newer ones are used, and nobody must sign
-    in."""
+async def test_a_rejected_refresh_rereads_the_file_first(tmp_path, autojump_clock):
+    """If a program that ignores the lock has rotated the token, its newer tokens are used, and no login is
+    needed."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
         first = await source.credential()
-        theirs = it.on_disk()
+        stored = it.on_disk()
         sent: list[object] = []
         reply = it.emulator.identity.reply
 
-        def rotated_meanwhile(method, path, query, body, origin):
+        def rotate_first(method, path, query, body, origin):
             if path == TOKEN_PATH and not sent:
                 sent.append(body)
-                answer = reply(method, path, query, body, origin)  # it is they who got this one
-                granted = json.loads(answer.steps[0])
+                response = reply(method, path, query, body, origin)  # the other program gets this response
+                granted = json.loads(response.steps[0])
                 it.write(
                     TokenSet(
                         granted["access_token"],
                         granted["refresh_token"],
                         "Bearer",
-                        theirs.expiry_date + 9_999_000,
+                        stored.expiry_date + 9_999_000,
                         HOST,
                     )
                 )
                 return FAULTS["refused"]
             return reply(method, path, query, body, origin)
 
-        it.emulator.identity.reply = rotated_meanwhile
+        it.emulator.identity.reply = rotate_first
         assert await source.report_rejected(first, "no")
         assert (await source.credential()).token == it.on_disk().access_token
         assert it.emulator.identity.reused_count == 0
         assert source.status().state == "ready"
 
 
-async def test_a_newer_file_is_taken_up_instead_of_a_refresh(tmp_path, autojump_clock):
-    """Another process has refreshed: this one notices, and spends nothing."""
+async def test_a_newer_file_replaces_a_refresh(tmp_path, autojump_clock):
+    """If another process has refreshed, this one uses its token and sends no refresh."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source, other = it.source(), it.source()
         first = await source.credential()
         assert await other.report_rejected(await other.credential(), "no")
         assert await source.report_rejected(first, "no")
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         assert (await source.credential()).token == (await other.credential()).token
 
 
-async def test_signing_out_is_seen(tmp_path, autojump_clock):
-    """When the file goes, so does the account."""
+async def test_a_logout_is_noticed(tmp_path, autojump_clock):
+    """Removing the file ends the login within seconds."""
     async with signed(tmp_path) as it:
         source = it.source()
         with pytest.raises(UpstreamError, match="Not logged in"):
@@ -395,9 +398,8 @@ async def test_signing_out_is_seen(tmp_path, autojump_clock):
             await source.credential()
 
 
-async def test_what_an_answer_leaves_out_stays(tmp_path, autojump_clock):
-    """A refresh that names neither a refresh token nor a resource keeps both; unknown fields stay in the
-    file."""
+async def test_fields_missing_in_a_refresh_response_are_kept(tmp_path, autojump_clock):
+    """A response without a refresh token and a resource keeps both; unknown fields stay in the file."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         before = it.on_disk()
@@ -423,8 +425,8 @@ async def test_what_an_answer_leaves_out_stays(tmp_path, autojump_clock):
         )
 
 
-async def test_the_base_follows_the_token(tmp_path, autojump_clock):
-    """A refresh can move the account to another host, and to none that may not see the token."""
+async def test_the_base_url_follows_the_token(tmp_path, autojump_clock):
+    """A refresh can move the account to another host, but only to one that oauth_hosts allows."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -436,9 +438,9 @@ async def test_the_base_follows_the_token(tmp_path, autojump_clock):
 
 
 @pytest.mark.parametrize("shift", [-1e7, -7200.0, 7200.0, 1e7], ids=["far back", "back", "on", "far on"])
-async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autojump_clock):
-    """Set back, a token does not last longer than it does; set on, it is renewed; never is one sent that has
-    ended."""
+async def test_a_clock_jump_costs_at_most_a_refresh(shift, tmp_path, autojump_clock):
+    """Set back, the clock extends no token; set forward, it causes a refresh; an expired token is never
+    sent."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -448,7 +450,7 @@ async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autoj
             await trio.sleep(LIFETIME / 7)
             credential = await source.credential()
             assert it.emulator.identity.accepts_token(credential.token)
-        assert len(refreshes(it)) <= 5
+        assert len(sent_refresh_tokens(it)) <= 5
         it.wall.shift = 0.0
         await trio.sleep(10)
         assert it.emulator.identity.accepts_token((await source.credential()).token)
@@ -457,9 +459,9 @@ async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autoj
 @pytest.mark.parametrize(
     "code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=["full", "read-only", "forbidden"]
 )
-async def test_a_disk_that_takes_nothing(code, tmp_path, autojump_clock, monkeypatch):
-    """The refresh waits while the old token is good, is then done in memory, and is saved once the disk is
-    well."""
+async def test_a_disk_that_cannot_be_written(code, tmp_path, autojump_clock, monkeypatch):
+    """The refresh waits while the old token is valid, then runs in memory, and is saved once the disk is
+    writable."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -467,23 +469,23 @@ async def test_a_disk_that_takes_nothing(code, tmp_path, autojump_clock, monkeyp
         before = it.path.read_bytes()
         opened, full = os.open, [True]
 
-        def no_room(path, flags, *rest, **more):
+        def fail_to_create(path, flags, *rest, **more):
             if full[0] and flags & os.O_CREAT and str(path).startswith(str(tmp_path)):
                 raise OSError(code, os.strerror(code))
             return opened(path, flags, *rest, **more)
 
-        monkeypatch.setattr(os, "open", no_room)
+        monkeypatch.setattr(os, "open", fail_to_create)
         await trio.sleep(LIFETIME - 600)
         status = source.status()
         assert status.state == "not_saved"
         assert os.strerror(code) in status.message
         assert "is valid until it expires" in status.message
-        assert refreshes(it) == []
+        assert sent_refresh_tokens(it) == []
         assert (await source.credential()).token == first.token
         await trio.sleep(590)
         second = await source.credential()
         assert it.emulator.identity.accepts_token(second.token)
-        assert len(refreshes(it)) == 1
+        assert len(sent_refresh_tokens(it)) == 1
         assert "memory only" in source.status().message
         assert it.path.read_bytes() == before
         full[0] = False
@@ -492,18 +494,18 @@ async def test_a_disk_that_takes_nothing(code, tmp_path, autojump_clock, monkeyp
         assert source.status().state == "ready"
 
 
-async def test_a_disk_that_fills_up_between_draft_and_file(tmp_path, autojump_clock, monkeypatch):
-    """A rename that fails leaves the old file whole and the new tokens in memory."""
+async def test_a_rename_that_fails(tmp_path, autojump_clock, monkeypatch):
+    """A rename that fails leaves the old file unchanged and the new tokens in memory."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
         first, before = await source.credential(), it.path.read_bytes()
         with monkeypatch.context() as patch:
 
-            def broken(*arguments):
+            def fail_to_rename(*arguments):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-            patch.setattr(os, "rename", broken)
+            patch.setattr(os, "rename", fail_to_rename)
             assert await source.report_rejected(first, "no")
             assert it.path.read_bytes() == before
             assert source.status().state == "not_saved"
@@ -512,8 +514,8 @@ async def test_a_disk_that_fills_up_between_draft_and_file(tmp_path, autojump_cl
         assert [path.name for path in it.path.parent.iterdir() if "qproxy-" in path.name] == []
 
 
-async def test_a_file_that_cannot_be_read_changes_nothing(tmp_path, autojump_clock):
-    """While it holds nothing of use, memory does."""
+async def test_an_unreadable_file_changes_nothing(tmp_path, autojump_clock):
+    """While the file is invalid, the tokens in memory are used."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -528,8 +530,9 @@ async def test_a_file_that_cannot_be_read_changes_nothing(tmp_path, autojump_clo
         assert "symbolic link" in source.status().message
 
 
-async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
-    """Held by another process the refresh waits; let go, it goes on; held for ever, the state says so."""
+async def test_waits_for_a_held_lock(tmp_path, autojump_clock):
+    """A refresh waits for a lock held by another process, continues when it is released, and reports one that
+    stays held."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source(shared=True)
@@ -538,7 +541,7 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
         lock.write_text("theirs")
         os.utime(lock, (EPOCH + trio.current_time(),) * 2)
         assert not await source.report_rejected(first, "no")
-        assert refreshes(it) == []
+        assert sent_refresh_tokens(it) == []
         assert "Another program has held" in source.status().message
         assert lock.read_text() == "theirs"
         await trio.sleep(60)
@@ -562,19 +565,19 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
     ],
 )
 def test_schedules(lifetime, ahead, spread, expected):
-    """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts
-    minutes."""
+    """A refresh is due 20 minutes before expiry, with jitter; at least 30 s before; in the second half of a
+    lifetime of minutes."""
     found = plan_refresh(lifetime, ahead, spread)
     assert (found.refresh_margin, found.margin) == expected
 
 
 def test_backoff_doubles_to_a_minute():
-    """From 2 s on, with jitter of up to a half."""
+    """Backoff starts at 2 s, with jitter of up to a half."""
     assert [backoff(n, 1.0) for n in (1, 2, 3, 6, 99, 10**6)] == [2.0, 4.0, 8.0, 60.0, 60.0, 60.0]
     assert backoff(1, 0.0) == 1.0
 
 
-async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
+async def test_repr_and_status_have_no_secret(tmp_path, autojump_clock):
     """repr and status have states, times and paths."""
     async with signed(tmp_path) as it:
         await it.sign_in()
@@ -591,13 +594,14 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
 
 
 async def test_a_request_waits_as_long_as_a_refresh_may_take(tmp_path, autojump_clock):
-    """For the lock, the identity server (oauth_timeout) and the disk; here nobody keeps the account."""
+    """The wait is bounded by the lock, the identity server (oauth_timeout) and the disk; here no refresh task
+    runs."""
     for seconds in (1.0, 100.0):
         account = AccountConfig("me", "oauth", credentials=str(tmp_path))
         config = Config(accounts=(account,), oauth_timeout=seconds)
         store = credential_opener(config)(account)
         source = auth.build_oauth_source(account, config, store)
-        began = trio.current_time()
+        started = trio.current_time()
         with pytest.raises(UpstreamError, match="Not logged in"):
             await source.credential()
-        assert trio.current_time() - began == pytest.approx(store.timeout + seconds)
+        assert trio.current_time() - started == pytest.approx(store.timeout + seconds)

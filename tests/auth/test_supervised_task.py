@@ -1,4 +1,4 @@
-"""A supervised task comes back, ever later, and ends with nothing but its server; keepers follow the
+"""A supervised task restarts with backoff and ends only with its server; refresh tasks follow the
 configuration."""
 
 import logging
@@ -9,9 +9,9 @@ from qproxy.auth.background import RefreshTasks
 from qproxy.auth.supervised_task import SupervisedTask
 
 
-async def test_a_task_that_keeps_crashing_comes_back_ever_later(autojump_clock, caplog):
-    """After 1, 2, 4 s; a healthy run begins the count anew; each crash is logged with its traceback and
-    counted."""
+async def test_a_crashing_task_restarts_with_backoff(autojump_clock, caplog):
+    """It restarts after 1, 2, 4 s; a healthy run resets the backoff; each crash is logged with its traceback
+    and counted."""
     starts = []
 
     async def flaky():
@@ -32,8 +32,8 @@ async def test_a_task_that_keeps_crashing_comes_back_ever_later(autojump_clock, 
     assert caplog.records[0].levelno == logging.ERROR
 
 
-async def test_pauses_have_an_end(autojump_clock):
-    """However often it crashes, it is tried once a minute."""
+async def test_the_backoff_is_bounded(autojump_clock):
+    """However often a task crashes, it is restarted once a minute."""
     starts = []
 
     async def broken():
@@ -56,18 +56,18 @@ class Source:
 
 
 async def test_refresh_tasks_follow_their_sources(autojump_clock):
-    """Told before the start, while running, and after; what has no `run` needs none."""
-    keepers, one, two = RefreshTasks(), Source("one"), Source("two")
-    keepers.set_sources([one, object()])
+    """Sources are set before the start, while running, and after; a source without `run` needs no task."""
+    refresh_tasks, first, second = RefreshTasks(), Source("one"), Source("two")
+    refresh_tasks.set_sources([first, object()])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keepers.run)
+        nursery.start_soon(refresh_tasks.run)
         await trio.sleep(1)
-        assert (one.runs, two.runs) == (1, 0)
-        keepers.set_sources([one, two])
+        assert (first.runs, second.runs) == (1, 0)
+        refresh_tasks.set_sources([first, second])
         await trio.sleep(1)
-        assert (one.runs, two.runs) == (1, 1)
-        keepers.set_sources([two])
+        assert (first.runs, second.runs) == (1, 1)
+        refresh_tasks.set_sources([second])
         await trio.sleep(1)
-        assert list(keepers.tasks) == ["two"]
-        await keepers.stop()
-    assert repr(keepers) == "<RefreshTasks 0 accounts>"
+        assert list(refresh_tasks.tasks) == ["two"]
+        await refresh_tasks.stop()
+    assert repr(refresh_tasks) == "<RefreshTasks 0 accounts>"

@@ -1,7 +1,8 @@
-"""A fake member of every Protocol of shared state, in memory: several processes may hold the same one.
+"""In-memory fakes of every Protocol of shared state; several processes may hold the same one.
 
-They are not the local members without their files: each is written anew, as simply as its Protocol allows, so
-that the contract tests compare two independent members, and a server that runs on them touches no file.
+They are not the local members without their files: each is written independently, as simply as its Protocol
+allows, so that the contract tests compare two independent members, and a server that runs on them opens no
+file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Clock = Callable[[], float]
 
 
 class FakeApiKeys:
-    """Keys in a list."""
+    """API keys in a list."""
 
     writable = True
 
@@ -68,7 +69,7 @@ class FakeApiKeys:
 
 
 class FakeRateLimits:
-    """Levels as what was used, and when, of each subject and unit."""
+    """Levels as the amount used, and the time, of each subject and unit."""
 
     def __init__(self, clock: Clock = trio.current_time) -> None:
         self._clock = clock
@@ -98,7 +99,7 @@ class FakeRateLimits:
 
 @dataclass
 class FakeReservation:
-    """What one request has reserved."""
+    """The reservation of one request."""
 
     limiter: FakeUsageLimiter
     key: ApiKey
@@ -124,7 +125,7 @@ class FakeReservation:
 
 
 class FakeUsageLimiter:
-    """Rate limits, and budgets that begin with the process: all windows are the same."""
+    """Rate limits, and budgets that start with the process: all windows are the same."""
 
     def __init__(self, clock: Clock = trio.current_time) -> None:
         self.rates = FakeRateLimits(clock)
@@ -185,7 +186,7 @@ class FakeGrants:
 
 
 class FakeAccountState:
-    """States in a dictionary; `process` is who writes."""
+    """States in a dictionary; `process` is the writer."""
 
     def __init__(self, states: dict[str, AccountState], process: str, wall_clock: Clock = time.time) -> None:
         self._states = states
@@ -215,7 +216,7 @@ class FakeAccountState:
 
 
 class FakeCredentials:
-    """One account's tokens."""
+    """The tokens of one account."""
 
     location = "memory"
     timeout = 0.0
@@ -257,7 +258,7 @@ class FakeCredentials:
 
 @dataclass
 class FakePendingWrite:
-    """The next tokens of an account."""
+    """The pending tokens of an account."""
 
     store: FakeCredentials
 
@@ -270,7 +271,7 @@ class FakePendingWrite:
 
 
 class FakeLoginSessions:
-    """Logins without an end of what is remembered."""
+    """Logins whose results are kept without a limit."""
 
     def __init__(self, tasks: RefreshTasks) -> None:
         self._tasks = tasks
@@ -305,7 +306,7 @@ class FakeLoginSessions:
 
 
 class FakeResponses:
-    """Responses in a dictionary, for ever."""
+    """Responses in a dictionary, without expiry."""
 
     def __init__(self) -> None:
         self._responses: dict[tuple[str, str], StoredResponse] = {}
@@ -345,7 +346,7 @@ class FakeResponses:
 
 
 class FakeToolRounds:
-    """Rounds in a dictionary, for ever; as a store elsewhere, it does not know that there are none."""
+    """Rounds in a dictionary, without expiry; like a remote store, it cannot tell that it is empty."""
 
     is_empty = False
 
@@ -362,7 +363,7 @@ class FakeToolRounds:
 
 
 class FakeReasoning:
-    """Ciphertexts in a dictionary, for ever; as a store elsewhere, it does not know that there are none."""
+    """Ciphertexts in a dictionary, without expiry; like a remote store, it cannot tell that it is empty."""
 
     is_empty = False
 
@@ -494,7 +495,7 @@ def _sum(name: str, window: str, rows: Sequence[dict[str, Any]]) -> UsageRow:
 
 @dataclass
 class Fakes:
-    """All of them, and what the tests look into."""
+    """All fakes, and the state that tests inspect."""
 
     api_keys: FakeApiKeys = field(default_factory=FakeApiKeys)
     account_states: dict[str, AccountState] = field(default_factory=dict)
@@ -506,7 +507,7 @@ class Fakes:
     audit: FakeAuditLog = field(default_factory=FakeAuditLog)
 
     def backends(self) -> Backends:
-        """What a server is built on."""
+        """Return the backends that a server is built on."""
         return Backends(
             api_keys=self.api_keys,
             usage_limiter=FakeUsageLimiter(),

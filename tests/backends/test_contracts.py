@@ -1,4 +1,4 @@
-"""What every member of a Protocol of shared state does: the fake and the local one; further members join the
+"""The contract of every Protocol of shared state, for the fake and the local member; further members join the
 tables.
 
 Each test gets two views of one store, as two processes have them.
@@ -54,7 +54,7 @@ START = 1_764_500_000.0
 
 @dataclass
 class Clock:
-    """A clock that a test sets, as a wall clock and as Trio's."""
+    """A clock that a test sets, used as wall clock and as Trio's clock."""
 
     now: float = START
 
@@ -69,7 +69,7 @@ def clock() -> Clock:
 
 @pytest.fixture(params=["fake", "local"])
 def member(request) -> str:
-    """Which member of a Protocol is tested."""
+    """Return the name of the tested member of a Protocol."""
     return str(request.param)
 
 
@@ -103,7 +103,7 @@ async def test_a_key_is_known_everywhere_until_it_is_revoked(key_stores):
         one.authenticate(secret)
 
 
-async def test_names_of_keys_are_unique(key_stores):
+async def test_key_names_are_unique(key_stores):
     """A name in use cannot be given again, and only an active key can be revoked."""
     one, two = key_stores
     await one.create(name="bob")
@@ -116,7 +116,7 @@ async def test_names_of_keys_are_unique(key_stores):
 
 
 async def test_a_key_expires_by_the_wall_clock(key_stores, clock):
-    """A key is accepted until its end and not at it."""
+    """A key is accepted before its expiry and not at it."""
     one, two = key_stores
     _, secret = await one.create(expires=int(START) + 10)
     two.required()
@@ -147,7 +147,7 @@ SUBJECT = bytes(range(32))
 LIMITS = {"requests": 3, "tokens": 60, "usd": 0.5}
 
 
-async def test_amounts_are_granted_together_or_not_at_all(rate_limits):
+async def test_amounts_are_granted_together_or_none(rate_limits):
     """Every unit has its level; one that is not available leaves the others as they were."""
     one, two = rate_limits
     grant = await one.reserve(SUBJECT, LIMITS, {"requests": 1, "tokens": 40})
@@ -160,7 +160,7 @@ async def test_amounts_are_granted_together_or_not_at_all(rate_limits):
 
 
 async def test_settling_takes_and_returns(rate_limits, clock):
-    """More may be taken than there is, which must be refilled first; what is returned is available at
+    """More may be settled than is available, which must be refilled first; a returned amount is available at
     once."""
     one, two = rate_limits
     one.settle(SUBJECT, LIMITS, {"tokens": 90})
@@ -175,7 +175,7 @@ async def test_settling_takes_and_returns(rate_limits, clock):
     assert (await two.reserve(SUBJECT, LIMITS, {})).available["tokens"] == 60
 
 
-async def test_more_than_a_minute_holds_waits_for_a_full_one(rate_limits, clock):
+async def test_an_amount_above_the_limit_waits_for_a_full_bucket(rate_limits, clock):
     """An amount above the limit counts as the limit."""
     one, _ = rate_limits
     assert (await one.reserve(SUBJECT, LIMITS, {"tokens": 1000})).granted
@@ -203,7 +203,7 @@ REQUEST = {"requests": 1, "tokens": 10}
 
 
 async def test_a_request_reserves_and_settles(usage_limiter, autojump_clock):
-    """What was not used is available at once; a request that reached no model is free."""
+    """Unused amounts are available at once; a request that reached no model is free."""
     limited = key(rpm=2, tpm=100)
     first = await usage_limiter.reserve(limited, {"requests": 1, "tokens": 90})
     with pytest.raises(RequestError) as rejection:
@@ -224,8 +224,8 @@ async def test_a_request_reserves_and_settles(usage_limiter, autojump_clock):
     assert list(usage_limiter.rate_limits(key())) == []
 
 
-async def test_a_running_request_takes_more(usage_limiter, autojump_clock):
-    """It is stopped when its minute, or the tokens of its budget, are exhausted; not by its budget of
+async def test_a_request_in_flight_extends_its_reservation(usage_limiter, autojump_clock):
+    """It is stopped when its rate limit or its budget of tokens is exhausted, but not by its budget of
     requests."""
     fast = await usage_limiter.reserve(key(rpm=2), {"requests": 1, "tokens": 0})
     await fast.extend({"requests": 1, "tokens": 500})
@@ -239,9 +239,8 @@ async def test_a_running_request_takes_more(usage_limiter, autojump_clock):
     assert rejection.value.code == "insufficient_quota"
 
 
-async def test_a_budget_counts_what_is_in_flight(usage_limiter, autojump_clock):
-    """Concurrent requests cannot use more than is left together; one that was not answered returns its
-    share."""
+async def test_a_budget_counts_requests_in_flight(usage_limiter, autojump_clock):
+    """Concurrent requests cannot together exceed the remainder; one without a response returns its share."""
     limited = key(budgets=(Quota("month", requests=2),))
     first = await usage_limiter.reserve(limited, REQUEST)
     second = await usage_limiter.reserve(limited, REQUEST)
@@ -256,8 +255,8 @@ async def test_a_budget_counts_what_is_in_flight(usage_limiter, autojump_clock):
         await usage_limiter.reserve(limited, REQUEST)
 
 
-async def test_a_rejected_request_reserves_no_budget(usage_limiter, autojump_clock):
-    """What the rate limit rejects has used nothing of the budget."""
+async def test_a_rejected_request_uses_no_budget(usage_limiter, autojump_clock):
+    """A request that the rate limit rejects uses nothing of the budget."""
     limited = key(rpm=1, budgets=(Quota("day", requests=2),))
     first = await usage_limiter.reserve(limited, REQUEST)
     for _ in range(3):
@@ -282,7 +281,7 @@ def grant_stores(member, tmp_path, clock) -> tuple[GrantStore, GrantStore]:
 
 
 async def test_a_grant_holds_until_it_expires_or_is_revoked(grant_stores, clock):
-    """Added in one process, found in the other under its kind alone; revoking one that is not there does
+    """A grant added in one process is found in the other under its kind alone; revoking a missing one does
     nothing."""
     one, two = grant_stores
     await one.add("session", b"a", clock.now + 10)
@@ -297,7 +296,7 @@ async def test_a_grant_holds_until_it_expires_or_is_revoked(grant_stores, clock)
 
 
 async def test_grants_of_another_epoch_end(grant_stores, clock):
-    """Those of the kind are revoked, others stay."""
+    """Grants of the kind from another epoch are revoked; others stay."""
     one, two = grant_stores
     await one.add("session", b"old", clock.now + 10, epoch="1")
     await one.add("session", b"new", clock.now + 10, epoch="2")
@@ -322,7 +321,7 @@ async def account_states(member, tmp_path, clock):
         await store.aclose()
 
 
-async def test_what_happened_to_an_account_is_known_everywhere(account_states):
+async def test_account_state_is_shared(account_states):
     """Counts add up, cooldowns start and end, requests in flight count by process."""
     one, two = account_states
     cooldown = Cooldown(START + 100, START, "quota", None)
@@ -339,8 +338,8 @@ async def test_what_happened_to_an_account_is_known_everywhere(account_states):
     assert (state.cooldowns, state.quota) == ({}, None)
 
 
-async def test_an_account_has_one_rate_for_all(account_states, clock):
-    """Processes together get what one would get, in any units, and what one returns both have."""
+async def test_processes_share_one_rate_limit_per_account(account_states, clock):
+    """Processes together get what one would get, in any units, and a returned amount is available to both."""
     one, two = account_states
     limits = {"requests": 3, "tokens": 100, "pictures": 2}
     assert (await one.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 1})).granted
@@ -373,7 +372,7 @@ NEW = TokenSet("a2", "r2", "Bearer", 1_760_000_100_000, "portal.qwen.ai")
 
 
 async def test_tokens_are_saved_and_removed(credential_stores, autojump_clock):
-    """What one process saves the other loads; the version changes with the tokens, and is None without
+    """Tokens saved in one process load in the other; the version changes with the tokens, and is None without
     any."""
     one, two = credential_stores
     assert (await one.version(), await one.load(), await one.remove()) == (None, None, False)
@@ -386,7 +385,7 @@ async def test_tokens_are_saved_and_removed(credential_stores, autojump_clock):
 
 
 async def test_a_refresh_prepares_and_commits(credential_stores, autojump_clock):
-    """Nothing changes before the commit; a pending write that is discarded leaves the tokens as they were."""
+    """Nothing changes before the commit; a discarded pending write leaves the tokens unchanged."""
     one, two = credential_stores
     await one.save(OLD)
     async with one.exclusive():
@@ -401,7 +400,7 @@ async def test_a_refresh_prepares_and_commits(credential_stores, autojump_clock)
 
 
 async def test_one_process_refreshes_at_a_time(credential_stores, autojump_clock):
-    """Another one waits until exclusive access is released, also after an error."""
+    """Another process waits until exclusive access is released, even after an error."""
     one, two = credential_stores
     await one.save(OLD)
     order = []
@@ -433,8 +432,8 @@ def open_logins(member):
 
 
 async def test_a_login_in_progress_is_shared(open_logins, tmp_path, autojump_clock):
-    """A second start attaches to it; it ends with saved tokens, or when it is cancelled, and can be read
-    after that."""
+    """A second start attaches to the login; it ends with saved tokens, or when it is cancelled, and stays
+    readable."""
     tasks = RefreshTasks()
     logins: LoginSessions = open_logins(tasks)
     async with signed(tmp_path) as it:
@@ -480,9 +479,8 @@ def response(id: str, previous: str | None = None, owner: str = "bob") -> Stored
     return StoredResponse(id, owner, previous, {"id": id, "output": [f"out {id}"]}, [f"in {id}"])
 
 
-async def test_a_conversation_is_found_by_its_owner_alone(response_stores):
-    """A response is found as soon as it was saved, with everything before it; nothing of it exists for
-    others."""
+async def test_only_the_owner_finds_a_conversation(response_stores):
+    """A response is found once it is saved, with everything before it; other owners find nothing."""
     one, two = response_stores
     for stored in (response("a"), response("b", "a"), response("c", "b")):
         await one.save(stored)
@@ -498,7 +496,7 @@ async def test_a_conversation_is_found_by_its_owner_alone(response_stores):
 
 
 async def test_a_deleted_response_ends_its_conversation(response_stores):
-    """What continues it can still be read, but not continued."""
+    """Later responses can still be read, but not continued."""
     one, two = response_stores
     for stored in (response("a"), response("b", "a")):
         await one.save(stored)
@@ -510,7 +508,7 @@ async def test_a_deleted_response_ends_its_conversation(response_stores):
 
 
 async def test_all_responses_of_an_owner_are_deleted(response_stores):
-    """Their number is returned; those of others stay."""
+    """The number of deleted responses is returned; those of other owners stay."""
     one, two = response_stores
     for stored in (response("a"), response("b", "a"), response("c", owner="amy")):
         await one.save(stored)
@@ -530,7 +528,7 @@ def reasoning(member) -> ReasoningStore:
 
 
 async def test_ciphertext_is_found_by_client_account_and_message(reasoning, autojump_clock):
-    """The last one saved under a key is found, and by no other key."""
+    """The last ciphertext saved under a key is found by that key alone."""
     await reasoning.save(("client", "one", "hash"), "old")
     await reasoning.save(("client", "one", "hash"), "new")
     assert not reasoning.is_empty
@@ -544,7 +542,7 @@ def tool_rounds(member) -> ToolRoundStore:
 
 
 async def test_rounds_are_found_by_conversation_and_calls(tool_rounds, autojump_clock):
-    """What was saved last is loaded; other calls, their order and other conversations have nothing."""
+    """The last saved round is loaded; other calls, another order and other conversations find nothing."""
     await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "old"}])
     await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "new"}])
     assert not tool_rounds.is_empty
@@ -574,7 +572,7 @@ async def ledger(opened_ledger):
 
 
 def write(ledger: UsageLedger, clock: Clock) -> None:
-    """Four requests: two of bob's, one of amy's an hour later, and one that reached no account."""
+    """Record four requests: two of bob's, one of amy's an hour later, and one that reached no account."""
     ledger.use_pricing(Pricing(listed_for=["one"], catalog=package_catalog()))
     for id, changes in (
         ("r1", {}),
@@ -589,7 +587,7 @@ def write(ledger: UsageLedger, clock: Clock) -> None:
 
 
 async def test_usage_is_summed_by_key_account_and_model(ledger, clock):
-    """A query sees what was recorded before it; a request counts once, and for nothing where it reached no
+    """A query includes all earlier records; a request counts once, and not at all if it reached no
     account."""
     write(ledger, clock)
     by_key = await ledger.usage_by("key", ("5h", "all"), clock.now + 1)
@@ -605,8 +603,8 @@ async def test_usage_is_summed_by_key_account_and_model(ledger, clock):
     assert (model.name, model.requests) == ("qwen3.7-plus", 3)
 
 
-async def test_what_a_key_has_used_of_its_windows(ledger, clock):
-    """Amounts by unit; a rolling window resets five hours after its first request."""
+async def test_usage_of_a_key_by_window(ledger, clock):
+    """Amounts are by unit; a rolling window resets five hours after its first request."""
     began = clock.now
     write(ledger, clock)
     usage = await ledger.key_usage("bob", {"5h", "month"}, clock.now + 1)
@@ -617,7 +615,7 @@ async def test_what_a_key_has_used_of_its_windows(ledger, clock):
 
 
 async def test_a_key_is_deleted_from_the_ledger(ledger, clock):
-    """Rows and sums of the key are gone, of others not; the number of requests is returned."""
+    """Rows and sums of the key are deleted, those of others stay; the number of requests is returned."""
     write(ledger, clock)
     rows = len(await ledger.recent_requests(100, only={"key": "bob"}))
     assert await ledger.delete_key("bob") == rows > 0
@@ -629,7 +627,7 @@ async def test_a_key_is_deleted_from_the_ledger(ledger, clock):
 
 
 async def test_requests_are_listed_and_found(ledger, clock):
-    """The newest first, page by page, filtered; one by its id."""
+    """Requests are listed newest first, by page, filtered; one is found by its id."""
     write(ledger, clock)
     newest = await ledger.recent_requests(2)
     assert [row["id"] for row in newest] == ["r4", "r3"]
@@ -643,8 +641,8 @@ async def test_requests_are_listed_and_found(ledger, clock):
     assert await ledger.request("r9") is None
 
 
-async def test_history_in_equal_parts(ledger, clock):
-    """A request counts in the part in which it ended, as successful, failed or disconnected."""
+async def test_history_in_equal_slots(ledger, clock):
+    """A request counts in the slot in which it finished, as successful, failed or disconnected."""
     began = clock.now
     write(ledger, clock)
     history = await ledger.history(began - 1, began + 7199, 2)
@@ -653,7 +651,7 @@ async def test_history_in_equal_parts(ledger, clock):
     assert [slot.start for slot in history.latencies] == [began - 1, began + 3599]
 
 
-def test_no_sql_path_or_lock_is_known_outside():
+def test_sql_is_confined_to_the_local_backends():
     """Only `backends.local` imports SQLite's helpers and its own modules, except the factory and checks of
     files."""
     import qproxy

@@ -1,4 +1,4 @@
-"""The audit log: what is written for each kind of change, and that no secret is."""
+"""The audit log: one entry for each kind of change, none with a secret."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ from tests.helpers import accounts
 
 
 def entries(path):
-    """The entries of a file, without their times."""
+    """Return the entries of a file, without their times."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(entry.pop("at").endswith("Z") for entry in found)
     return found
 
 
 async def test_an_entry_is_a_line_with_its_time(tmp_path, caplog):
-    """Entries are appended to a private file and are in the log; a secret given as a name is hidden."""
+    """Entries are appended to a private file and logged; a secret given as a name is hidden."""
     caplog.set_level(logging.INFO, "qproxy.audit")
     path = tmp_path / "home" / "audit.jsonl"
     log = FileAuditLog(path, secrets=["correct-horse-battery"], wall_clock=lambda: 1e9)
@@ -46,7 +46,7 @@ async def test_an_entry_is_a_line_with_its_time(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [f"audit: {first}", f"audit: {second}"]
 
 
-async def test_a_file_that_cannot_be_written_is_an_error_in_the_log(tmp_path, caplog):
+async def test_an_unwritable_file_is_logged_as_an_error(tmp_path, caplog):
     """The change itself does not fail; without a file the log has the entry."""
     (tmp_path / "file").write_text("")
     await FileAuditLog(tmp_path / "file" / "audit.jsonl").record(AuditEntry("reload", "account.add", "one"))
@@ -69,7 +69,7 @@ def test_a_key_is_described_by_its_limits():
     assert key.digest not in repr(entry)
 
 
-def test_commands_record_who_and_what(tmp_path, monkeypatch, capsys):
+def test_commands_record_the_user_and_the_change(tmp_path, monkeypatch, capsys):
     """`qproxy keys` records the user of the process; a failed change leaves no entry."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -91,8 +91,8 @@ def test_commands_record_who_and_what(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("audited", [True, False])
 async def test_a_reload_records_names_and_no_values(audited, tmp_path):
-    """Settings by name, accounts one by one; of several workers one records; without a change there is
-    nothing."""
+    """A reload records settings by name and accounts one by one, in one of several workers, and nothing
+    without a change."""
     path = tmp_path / "audit.jsonl"
     before = Config(accounts=accounts("one", "two"), audit_file=str(path), admin_key="the-old-admin-key")
     changed = (replace(before.accounts[0], key="sk-another-key"), *accounts("three"))

@@ -1,4 +1,4 @@
-"""Backup and restore of the data directory, while it is written, and against damaged and hostile archives."""
+"""Backup and restore of the data directory: during writes, and with damaged and hostile archives."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ SEALED = b'{"qproxy_sealed": "gAAAAAB-not-for-any-backup-to-open"}'
 
 @pytest.fixture
 def home(tmp_path):
-    """A data directory in use: a database with a write in progress, credentials, and what belongs to
+    """Return a data directory in use: a database with a write in progress, credentials, and files of
     processes."""
     home = tmp_path / "home"
     for name, data in {
@@ -55,7 +55,7 @@ def load(archive, home, **options):
 
 
 def content(home):
-    """Each file of a directory that is not a database, with its mode and bytes."""
+    """Return each file of a directory that is not a database, with its mode and bytes."""
     return {
         path.relative_to(home).as_posix(): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
         for path in home.rglob("*")
@@ -63,18 +63,19 @@ def content(home):
     }
 
 
-def test_what_is_backed_up_is_restored(home, database, tmp_path):
-    """One state of each database although a write is in progress; everything private; sealed as it was."""
+def test_a_backup_is_restored(home, database, tmp_path):
+    """The archive has one state of each database despite a write in progress; files are private, and
+    encrypted ones stay encrypted."""
     database.execute("BEGIN IMMEDIATE")
     database.execute("INSERT INTO rows VALUES (2)")
     archive, target = tmp_path / "backup.tar.gz", tmp_path / "other" / "home"
-    made = save(home, archive)
+    written = save(home, archive)
     database.execute("COMMIT")
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
     names = ["accounts/me/oauth_creds.json", "keys.json", "ledger.sqlite3"]
-    assert sorted(file.name for file in made.files) == names
-    assert load(archive, target) == (made, None)
-    assert made.created == "2001-09-09T01:46:40Z"
+    assert sorted(file.name for file in written.files) == names
+    assert load(archive, target) == (written, None)
+    assert written.created == "2001-09-09T01:46:40Z"
     assert content(target) == {
         "accounts/me/oauth_creds.json": (0o600, SEALED),
         "keys.json": (0o600, b'{"keys": []}'),
@@ -86,7 +87,7 @@ def test_what_is_backed_up_is_restored(home, database, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"home", "backup.tar.gz", "other"}
 
 
-def test_a_database_that_is_all_log_is_copied(home, tmp_path):
+def test_a_database_with_all_rows_in_its_log_is_copied(home, tmp_path):
     """A new database may still be empty on disk, with its rows in the write-ahead log."""
     connection = open_database(home / "new.db", patience=1)
     connection.execute("CREATE TABLE rows (n)")
@@ -98,8 +99,8 @@ def test_a_database_that_is_all_log_is_copied(home, tmp_path):
     connection.close()
 
 
-def test_what_would_be_lost_is_refused(home, tmp_path):
-    """Existing archives and directories stay without --force; with it, the former content is put aside."""
+def test_overwriting_requires_force(home, tmp_path):
+    """Existing archives and directories stay without --force; with it, the former content is moved aside."""
     archive = tmp_path / "backup"
     save(home, archive)
     with pytest.raises(BackupError, match="--force"):
@@ -121,15 +122,15 @@ def test_what_would_be_lost_is_refused(home, tmp_path):
     assert "before-restore" not in str(save(home, archive, force=True).files)
 
 
-def test_a_running_server_is_not_restored_under(home, tmp_path):
-    """Not even with --force."""
+def test_the_directory_of_a_running_server_is_not_restored(home, tmp_path):
+    """A restore fails while a server runs, even with --force."""
     save(home, tmp_path / "a")
     with PidFile(home, 8787), pytest.raises(BackupError, match=r"running \(port 8787\)"):
         load(tmp_path / "a", home, force=True)
 
 
 def test_a_damaged_archive_changes_nothing(home, tmp_path):
-    """Cut off anywhere, or with a changed byte, it is one error, and the directory stays empty."""
+    """A truncated archive, or one with a changed byte, raises one error, and the directory stays empty."""
     save(home, tmp_path / "a")
     data, target = (tmp_path / "a").read_bytes(), tmp_path / "target"
     raw = gzip.decompress(data)
@@ -145,8 +146,8 @@ def test_a_damaged_archive_changes_nothing(home, tmp_path):
         load(tmp_path / "none", target)
 
 
-def hostile(path, names, *, kind=tarfile.REGTYPE, listed=None, manifest_size=None, **manifest):
-    """An archive with these members, whatever its manifest says."""
+def write_hostile_archive(path, names, *, kind=tarfile.REGTYPE, listed=None, manifest_size=None, **manifest):
+    """Write an archive with these members, whatever its manifest lists."""
     files = [
         {"name": name, "size": 1, "sha256": hashlib.sha256(b"x").hexdigest()} for name in listed or names
     ]
@@ -185,14 +186,15 @@ HOSTILE: dict[str, dict] = {
 @pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_archive_writes_nothing(case, tmp_path):
     """No name, kind or size in an archive is trusted."""
-    hostile(tmp_path / "a", **case)
+    write_hostile_archive(tmp_path / "a", **case)
     with pytest.raises(BackupError, match="not a complete backup"):
         load(tmp_path / "a", tmp_path / "deep" / "target")
     assert {path.name for path in tmp_path.rglob("*")} == {"deep", "a", "target"}
 
 
-def test_the_commands(home, tmp_path, monkeypatch, capsys):
-    """They say what they did and what is not included; a restore is in the audit log of what was restored."""
+def test_the_backup_commands(home, tmp_path, monkeypatch, capsys):
+    """The output names the saved and the excluded files; the restored data has an audit entry of the
+    restore."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QPROXY_HOME", str(home))
     monkeypatch.setenv("QPROXY_KEYS_FILE", str(tmp_path / "elsewhere.json"))
@@ -211,7 +213,7 @@ def test_the_commands(home, tmp_path, monkeypatch, capsys):
     assert json.loads(entry)["action"] == "data.restore"
 
 
-def test_a_restore_that_cannot_move_files_names_where_they_are(home, tmp_path):
+def test_a_failed_restore_names_the_saved_files(home, tmp_path):
     """The former content is never overwritten, and the error names its place."""
     save(home, tmp_path / "a")
     (home / "before-restore-20010909T014640Z").mkdir()

@@ -1,4 +1,4 @@
-"""The credential file: for its owner only, whole at every moment, and never through a link."""
+"""The credential file: private, complete at every moment, and never accessed through a link."""
 
 import json
 import os
@@ -29,17 +29,17 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_only_the_owner_sees_it(file, monkeypatch):
-    """Directories 0700 and the file 0600 from its first byte, whatever the umask; a lax directory is
-    mended."""
+def test_the_file_is_private(file, monkeypatch):
+    """Directories are 0700 and the file 0600 from its first byte, with any umask; a directory with a wider
+    mode is corrected."""
     seen = []
-    wrote = os.write
+    original_write = os.write
 
-    def write(fd, data):
+    def recording_write(fd, data):
         seen.append(stat.S_IMODE(os.fstat(fd).st_mode))
-        return wrote(fd, data)
+        return original_write(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "write", recording_write)
     before = os.umask(0)
     try:
         file.save(OLD)
@@ -55,15 +55,15 @@ def test_only_the_owner_sees_it(file, monkeypatch):
     assert file.load() == NEW
 
 
-def test_a_shared_directory_stays_as_it_is(tmp_path):
-    """What other programs use is not ours to close."""
+def test_a_shared_directory_keeps_its_mode(tmp_path):
+    """The mode of a directory that other programs use is not changed."""
     tmp_path.chmod(0o755)
     CredentialFile(tmp_path / "oauth_creds.json", shared=True).save(OLD)
     assert mode(tmp_path) == 0o755
 
 
-def test_links_are_not_followed(file, tmp_path):
-    """A link is not read; writing puts a file in its place and leaves its target alone."""
+def test_symbolic_links_are_not_followed(file, tmp_path):
+    """A link is not read; a write replaces it and leaves its target unchanged."""
     target = tmp_path / "target"
     target.write_text('{"access_token": "x"}')
     file.make_directory()
@@ -75,8 +75,8 @@ def test_links_are_not_followed(file, tmp_path):
     assert target.read_text() == '{"access_token": "x"}'
 
 
-def test_what_is_no_file_is_refused(file):
-    """A pipe does not hang the reader, and a huge file is not read."""
+def test_rejects_a_path_that_is_not_a_regular_file(file):
+    """A pipe does not block the reader, and a huge file is not read."""
     file.make_directory()
     os.mkfifo(file.path)
     with pytest.raises(StorageError, match="regular file"):
@@ -88,8 +88,8 @@ def test_what_is_no_file_is_refused(file):
         file.load()
 
 
-def test_leftovers_are_swept(file):
-    """What a killed process left behind goes with the next write; other programs' files stay."""
+def test_temporary_files_of_a_killed_process_are_removed(file):
+    """The next write removes them; other programs' files stay."""
     file.save(OLD)
     draft = file.prepare_write()
     foreign = file.path.with_name("oauth_creds.json.tmp.1.2")
@@ -102,8 +102,8 @@ def test_leftovers_are_swept(file):
     assert file.load() == NEW
 
 
-def test_removing_says_whether_there_was_one(file):
-    """And what is gone is none."""
+def test_remove_returns_whether_a_file_existed(file):
+    """remove() returns False when there is no file."""
     assert not file.remove()
     file.save(OLD)
     assert file.remove()
@@ -111,8 +111,8 @@ def test_removing_says_whether_there_was_one(file):
     assert file.version() is None
 
 
-def test_among_processes_the_kernel_decides(file):
-    """One holder at a time; a closed holder frees it."""
+def test_a_lock_has_one_holder(file):
+    """The kernel grants the lock to one holder at a time, and to the next one after a release."""
     file.make_directory()
     one, two = FileLock(file.path), FileLock(file.path)
     assert one.acquire()
@@ -123,33 +123,37 @@ def test_among_processes_the_kernel_decides(file):
     two.release()
 
 
-def test_qwen_codes_lock_is_honoured(file):
-    """Held it is respected, stale (by age, or from the future) it is stolen, and only ours is removed."""
+def test_qwen_codes_lock_file_is_honored(file):
+    """A held lock is respected, a stale one (by age, or from the future) is replaced, and only one's own is
+    removed."""
     file.make_directory()
     now = [1_760_000_000.0]
-    lock, theirs = FileLock(file.path, shared=True, wall_clock=lambda: now[0]), file.path.with_suffix(".lock")
+    lock, lock_file = (
+        FileLock(file.path, shared=True, wall_clock=lambda: now[0]),
+        file.path.with_suffix(".lock"),
+    )
     assert lock.acquire()
-    assert len(theirs.read_text()) == 36
-    assert mode(theirs) == 0o600
+    assert len(lock_file.read_text()) == 36
+    assert mode(lock_file) == 0o600
     lock.release()
-    assert not theirs.exists()
-    theirs.write_text("theirs")
+    assert not lock_file.exists()
+    lock_file.write_text("theirs")
     for age, stolen in ((0, False), (STALE_SECONDS - 1, False), (STALE_SECONDS + 1, True), (-3600, True)):
-        theirs.write_text("theirs")
-        os.utime(theirs, (now[0] - age,) * 2)
+        lock_file.write_text("theirs")
+        os.utime(lock_file, (now[0] - age,) * 2)
         assert lock.acquire() is stolen
         if not stolen:
-            assert theirs.read_text() == "theirs"
+            assert lock_file.read_text() == "theirs"
         lock.release()
     assert lock.acquire()
-    theirs.write_text("stolen from us meanwhile")
+    lock_file.write_text("stolen from us meanwhile")
     lock.release()
-    assert theirs.read_text() == "stolen from us meanwhile"
-    assert [path.name for path in theirs.parent.iterdir() if ".stale." in path.name] == []
+    assert lock_file.read_text() == "stolen from us meanwhile"
+    assert [path.name for path in lock_file.parent.iterdir() if ".stale." in path.name] == []
 
 
-def script(name, *arguments):
-    """What a script of this folder reports."""
+def run_script(name, *arguments):
+    """Run a script of tests/auth and return its report."""
     command = [sys.executable, "-m", f"tests.auth.{name}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -157,21 +161,21 @@ def script(name, *arguments):
 
 
 def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
-    """`kill -9` before, after and in the middle of every system call of a sign-in and a refresh: old or new,
-    whole."""
-    memory = Path("/dev/shm")  # a disk would take half a minute for a thousand fsyncs
+    """`kill -9` before, after and within every system call of a login and a refresh leaves the old or the new
+    file, complete."""
+    memory = Path("/dev/shm")  # on a disk, a thousand fsyncs would take half a minute
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        found = script("crash_injection", folder)
+        found = run_script("crash_injection", folder)
     assert found["kills"] > 250
     assert found["spoilt"] == []
     assert found["loose"] == []
     assert found["stuck"] == []
 
 
-def test_processes_at_once_spend_each_refresh_token_once():
-    """Eight processes on one account that ends again and again: no token is shown twice, all end with the
-    newest."""
-    found = script("refresh_race", "--processes", "8", "--tokens", "4")
+def test_concurrent_processes_use_each_refresh_token_once():
+    """Eight processes share an account that expires again and again: no token is used twice, and all end with
+    the newest."""
+    found = run_script("refresh_race", "--processes", "8", "--tokens", "4")
     assert found["reused"] == 0
     assert found["refreshes"] >= 3
     assert found["with_the_newest"] == 8

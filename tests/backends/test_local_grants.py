@@ -1,4 +1,4 @@
-"""What was accepted is known to all processes until it ends, and never for longer."""
+"""Grants are shared by all processes until they expire, and not longer."""
 
 import os
 import sqlite3
@@ -11,8 +11,8 @@ from qproxy.backends.local import grants
 from qproxy.backends.local.grants import SqliteGrants
 
 
-class Wall:
-    """A clock on the wall."""
+class WallClock:
+    """A wall clock that a test sets."""
 
     now = 1e9
 
@@ -22,15 +22,15 @@ class Wall:
 
 @pytest.fixture(params=["file", "memory"])
 def stores(request, tmp_path):
-    """Two processes' views of one store, and their clock; in memory there is one."""
-    wall = Wall()
+    """Return two processes' views of one store, and their clock; in memory there is one view."""
+    wall = WallClock()
     path = tmp_path / "home" / "access.sqlite3" if request.param == "file" else None
     first = SqliteGrants(path, wall_clock=wall)
     return first, SqliteGrants(path, wall_clock=wall) if path else first, wall
 
 
-async def test_a_grant_is_known_to_everybody_until_it_ends(stores):
-    """Added in one process, found in another, revoked in either."""
+async def test_a_grant_holds_in_every_process_until_it_expires(stores):
+    """A grant added in one process is found in another, and revoked in either."""
     one, two, wall = stores
     await one.add("session", b"a", wall.now + 10)
     assert await two.has("session", b"a")
@@ -44,8 +44,8 @@ async def test_a_grant_is_known_to_everybody_until_it_ends(stores):
     await one.revoke("session", b"never granted")
 
 
-async def test_another_epoch_ends_what_was_granted_before(stores):
-    """Of its kind, and for good."""
+async def test_another_epoch_ends_earlier_grants(stores):
+    """Grants of the kind from an earlier epoch are revoked permanently."""
     one, two, wall = stores
     await one.add("session", b"old", wall.now + 10, epoch="1")
     await one.add("session", b"new", wall.now + 10, epoch="2")
@@ -56,7 +56,7 @@ async def test_another_epoch_ends_what_was_granted_before(stores):
 
 
 async def test_the_store_is_bounded(stores, monkeypatch):
-    """Beyond so many of a kind those that end first go, and what has ended is not kept."""
+    """Beyond the bound of a kind the grants that expire first are dropped, and expired ones are deleted."""
     monkeypatch.setattr(grants, "MAX_ROWS", 3)
     one, _, wall = stores
     await one.add("other", b"x", wall.now + 1)
@@ -70,8 +70,8 @@ async def test_the_store_is_bounded(stores, monkeypatch):
     assert rows == (1,)
 
 
-async def test_it_outlives_a_restart(tmp_path):
-    """A process that begins later finds what is there; only its owner may read the file."""
+async def test_grants_survive_a_restart(tmp_path):
+    """A process that starts later finds the grants; the file is readable by its owner only."""
     path = tmp_path / "access.sqlite3"
     first = SqliteGrants(path)
     await first.add("session", b"a", 1e12)
@@ -80,8 +80,8 @@ async def test_it_outlives_a_restart(tmp_path):
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-async def test_a_file_that_cannot_be_used(tmp_path):
-    """It is an error that names the setting, and no loss once the file is sound again."""
+async def test_an_unusable_file_raises_an_error(tmp_path):
+    """The error names the setting, and the store works again once the file is valid."""
     path = tmp_path / "access.sqlite3"
     path.write_bytes(b"no database at all" * 100)
     store = SqliteGrants(path)
@@ -92,8 +92,8 @@ async def test_a_file_that_cannot_be_used(tmp_path):
     assert await store.has("session", b"a")
 
 
-async def test_a_file_of_a_newer_version_is_left_alone(tmp_path):
-    """Nothing is written to it."""
+async def test_a_newer_file_is_not_changed(tmp_path):
+    """A file of a newer version raises an error, and nothing is written to it."""
     path = tmp_path / "access.sqlite3"
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
@@ -101,8 +101,8 @@ async def test_a_file_of_a_newer_version_is_left_alone(tmp_path):
         await SqliteGrants(path).add("session", b"a", 1e12)
 
 
-async def test_many_at_once(tmp_path):
-    """Two processes that write side by side lose nothing."""
+async def test_concurrent_writers_lose_nothing(tmp_path):
+    """Two processes that write concurrently lose no grant."""
     stores = [SqliteGrants(tmp_path / "access.sqlite3") for _ in range(2)]
     async with trio.open_nursery() as nursery:
         for number in range(40):

@@ -1,4 +1,4 @@
-"""The ledger's file: rows, sums, several writers, what a kill leaves, what an older or newer file becomes."""
+"""The ledger's file: rows, sums, concurrent writers, state after a kill, and older or newer files."""
 
 import os
 import signal
@@ -37,21 +37,21 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def reading(path):
-    """Opens the file as a reader would; closed with the test."""
+def open_file(path):
+    """Return a function that opens the file as a reader does; the connections close with the test."""
     opened = []
 
-    def read():
+    def open_reader():
         opened.append(schema.open_for_reading(path))
         return opened[-1]
 
-    yield read
+    yield open_reader
     for connection in opened:
         connection.close()
 
 
-def kept(path, *moments, keep_days=90):
-    """A ledger with one record for each (seconds after noon, changes)."""
+def write_ledger(path, *moments, keep_days=90):
+    """Return a ledger with one record for each (seconds after noon, changes)."""
     clock = {"now": NOON}
     ledger = SqliteUsageLedger(
         path,
@@ -66,10 +66,10 @@ def kept(path, *moments, keep_days=90):
     return ledger
 
 
-def test_a_row_tells_of_its_request(path, reading):
-    """Every column of a row is what the record says, with a cost where a price is known."""
-    kept(path, (0, {}))
-    connection = reading()
+def test_a_row_has_the_fields_of_its_record(path, open_file):
+    """Every column of a row has the record's value, with a cost if a price is known."""
+    write_ledger(path, (0, {}))
+    connection = open_file()
     connection.row_factory = sqlite3.Row
     (row,) = map(dict, connection.execute("SELECT * FROM requests"))
     assert row == {
@@ -94,14 +94,14 @@ POISON = {
     "NaN": {"first_byte": float("nan")},
     "nothing where something must be": {"endpoint": None},
 }
-"""Records that should never be: what is known of requests is made storable before."""
+"""Values that should never occur: record fields are made storable earlier."""
 
 
 @pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
-def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
-    """Rows beside one that SQLite refuses are written, and so is that one where any of its values can be."""
-    ledger = kept(path, (0, {}), (1, poison), (2, {}), (3, poison), (4, {}))
-    connection = reading()
+def test_an_invalid_row_excludes_no_other(path, open_file, poison, caplog):
+    """Rows beside one that SQLite rejects are written, and so is that one if any of its values can be."""
+    ledger = write_ledger(path, (0, {}), (1, poison), (2, {}), (3, poison), (4, {}))
+    connection = open_file()
     ids = {name for (name,) in connection.execute("SELECT id FROM requests")}
     assert {"req_0", "req_2", "req_4"} <= ids
     assert (ledger.written, ledger.lost) == (len(ids), 5 - len(ids))
@@ -111,25 +111,25 @@ def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
     assert ("rows lost" in caplog.text) is ("first_byte" not in poison), "SQLite writes a NaN as NULL"
 
 
-def test_counts_beyond_measure_can_be_summed(path, reading):
-    """What a budget asks for is answered, whatever stands in some rows."""
-    kept(path, *((number, {"usage": Usage(10**300, 10**300, 10**300)}) for number in range(20)))
-    (use,) = usage_by(reading(), "key", "day", NOON + 30)
+def test_huge_counts_can_be_summed(path, open_file):
+    """A budget query returns sums, whatever values some rows have."""
+    write_ledger(path, *((number, {"usage": Usage(10**300, 10**300, 10**300)}) for number in range(20)))
+    (use,) = usage_by(open_file(), "key", "day", NOON + 30)
     assert (use.requests, use.tokens) == (20, 40 * storable.MAX_COUNT)
 
 
-def test_a_client_that_left(path, reading):
-    """Where the upstream told no tokens the row has a guess, and says so."""
+def test_a_disconnected_client_has_estimated_tokens(path, open_file):
+    """If the upstream reported no tokens, the row has an estimate and marks it."""
     started = [ResponseTokens(TokenEstimate(50), text_bytes=28)]
-    kept(path, (0, {"usage": None, "outcome": "client_disconnected", "responses": started}))
-    connection = reading()
+    write_ledger(path, (0, {"usage": None, "outcome": "client_disconnected", "responses": started}))
+    connection = open_file()
     found = connection.execute("SELECT prompt_tokens, completion_tokens, estimated FROM requests").fetchone()
     assert found == (50, 7, 1)
 
 
-def test_requests_without_a_model_are_not_kept(path):
-    """Health, lists of models and strangers' URLs leave no row."""
-    ledger = kept(path, (0, {"model": ""}))
+def test_requests_without_a_model_are_not_recorded(path):
+    """Health checks, model lists and unknown URLs leave no row."""
+    ledger = write_ledger(path, (0, {"model": ""}))
     assert (ledger.written, path.exists()) == (0, False)
 
 
@@ -147,19 +147,20 @@ MOMENTS: tuple[tuple[int, dict[str, Any]], ...] = (
     ("window", "bob", "amy"),
     [("5h", 2, 0), ("day", 3, 0), ("day-beijing", 3, 1), ("week", 3, 1), ("month", 4, 1), ("all", 4, 1)],
 )
-def test_windows(path, reading, window, bob, amy):
-    """Sums by key count what each window holds; a request that reached no account is nobody's use."""
+def test_windows(path, open_file, window, bob, amy):
+    """Sums by key count the requests in each window; a request that reached no account counts for no key."""
     expected = {"bob": bob, "amy": amy}
-    kept(path, *MOMENTS)
-    found = {use.name: use.requests for use in usage_by(reading(), "key", window, NOON + 60)}
+    write_ledger(path, *MOMENTS)
+    found = {use.name: use.requests for use in usage_by(open_file(), "key", window, NOON + 60)}
     assert found == {name: count for name, count in expected.items() if count}
 
 
 @pytest.mark.parametrize("window", ["5h", "day"])
-def test_sums(path, reading, window):
-    """Both kinds of windows add up requests, failures, tokens and costs alike, and say what has no price."""
-    kept(path, (0, {}), (1, {"outcome": "internal_error"}), (2, {"account": "two"}))
-    connection = reading()
+def test_sums(path, open_file, window):
+    """Both kinds of windows add up requests, failures, tokens and costs alike, and count requests without a
+    price."""
+    write_ledger(path, (0, {}), (1, {"outcome": "internal_error"}), (2, {"account": "two"}))
+    connection = open_file()
     cost = (60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6
     (model,) = usage_by(connection, "model", window, NOON + 60)
     assert replace(model, cost=0.0) == UsageRow("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
@@ -170,8 +171,8 @@ def test_sums(path, reading, window):
     assert oldest_request(connection, "bob", WINDOWS["5h"], NOON + 60) == NOON
 
 
-async def test_a_question_sees_every_row_before_it(path):
-    """What is asked of a running ledger knows the request that ended a moment ago."""
+async def test_a_query_sees_every_earlier_row(path):
+    """A query of a running ledger includes the request that finished a moment ago."""
     ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     try:
         for number in range(50):
@@ -185,15 +186,15 @@ async def test_a_question_sees_every_row_before_it(path):
         ledger.close()
 
 
-def test_a_row_that_comes_again(path, reading):
-    """The same request twice (after a write whose end was not heard of) is one row and counts once."""
-    kept(path, (0, {"id": "same"}), (1, {"id": "same"}))
-    assert reading().execute("SELECT count(*) FROM requests").fetchone() == (1,)
-    assert reading().execute("SELECT sum(requests) FROM hours").fetchone() == (1,)
+def test_a_repeated_row_counts_once(path, open_file):
+    """The same request twice (after a write with an unknown outcome) is one row and counts once."""
+    write_ledger(path, (0, {"id": "same"}), (1, {"id": "same"}))
+    assert open_file().execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    assert open_file().execute("SELECT sum(requests) FROM hours").fetchone() == (1,)
 
 
-async def test_a_question_that_is_wrong(path):
-    """A fault in a question is told to who asked, and the thread goes on."""
+async def test_a_failing_query_raises_to_its_caller(path):
+    """An error in a query is raised to its caller, and the thread continues."""
     ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     try:
         with pytest.raises(LedgerError, match="division"):
@@ -203,20 +204,20 @@ async def test_a_question_that_is_wrong(path):
         ledger.close()
 
 
-def test_old_rows_are_forgotten(path, reading):
-    """Rows older than the retention go; the sums of their hours stay, for a month's budget and the year's
+def test_old_rows_are_deleted(path, open_file):
+    """Rows older than the retention are deleted; their hourly sums stay, for a month's budget and the year's
     view."""
-    kept(path, (-9 * 24 * HOUR, {}), (0, {}), keep_days=7)
-    kept(path, (1, {"id": "late"}), keep_days=7)
-    connection = reading()
+    write_ledger(path, (-9 * 24 * HOUR, {}), (0, {}), keep_days=7)
+    write_ledger(path, (1, {"id": "late"}), keep_days=7)
+    connection = open_file()
     assert connection.execute("SELECT count(*) FROM requests WHERE ended < ?", (NOON - HOUR,)).fetchone() == (
         0,
     )
     assert connection.execute("SELECT sum(requests) FROM hours").fetchone() == (3,)
 
 
-def test_a_file_that_cannot_be_written(path, tmp_path, caplog):
-    """A ledger without a place to write says so once, keeps its rows, and writes them when it can."""
+def test_an_unwritable_file_is_retried(path, tmp_path, caplog):
+    """A ledger that cannot write logs it once, keeps its rows, and writes them later."""
     blocked = tmp_path / "data"
     blocked.write_text("not a directory")
     ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
@@ -230,30 +231,30 @@ def test_a_file_that_cannot_be_written(path, tmp_path, caplog):
     assert (ledger.written, ledger.lost) == (2, 0)
 
 
-def test_a_newer_file_is_refused(path, reading):
+def test_rejects_a_newer_file(path, open_file):
     """A file of a later version is neither read nor changed."""
-    kept(path, (0, {}))
+    write_ledger(path, (0, {}))
     connection = sqlite3.connect(path)
     connection.execute("INSERT INTO schema_version VALUES (99, 'later')")
     connection.commit()
     connection.close()
     with pytest.raises(LedgerError, match="this version"):
-        reading()
+        open_file()
     with pytest.raises(LedgerError, match="newer"):
         schema.open_for_writing(path)
 
 
 @pytest.mark.parametrize("known", range(len(schema.MIGRATIONS)))
-def test_an_older_file_is_brought_up_to_date(path, reading, known):
-    """A file with only the first migrations gets the others, whatever it holds."""
+def test_an_older_file_is_migrated(path, open_file, known):
+    """A file with only the first migrations gets the others, whatever it contains."""
     path.parent.mkdir()
     whole, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:known]
     try:
         schema.open_for_writing(path).close()
     finally:
         schema.MIGRATIONS = whole
-    kept(path, (0, {}))
-    assert schema.version(reading()) == len(schema.MIGRATIONS)
+    write_ledger(path, (0, {}))
+    assert schema.version(open_file()) == len(schema.MIGRATIONS)
 
 
 OUTCOMES = {
@@ -266,9 +267,8 @@ OUTCOMES = {
 }
 
 
-def test_names_of_the_first_version_are_replaced(path, reading):
-    """Outcomes, rules and columns of a first ledger have their new names; its counts stay, and so do unknown
-    rules."""
+def test_names_of_the_first_version_are_replaced(path, open_file):
+    """Outcomes, rules and columns of a first ledger get their new names; counts and unknown rules stay."""
     path.parent.mkdir()
     whole, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:1]
     rules = [
@@ -290,8 +290,8 @@ def test_names_of_the_first_version_are_replaced(path, reading):
                 )
     finally:
         schema.MIGRATIONS = whole
-    kept(path, (0, {}))
-    rows = reading().execute(
+    write_ledger(path, (0, {}))
+    rows = open_file().execute(
         "SELECT outcome, rules, finish_reason, attempts FROM requests WHERE id LIKE 'old%' ORDER BY id"
     )
     assert list(rows) == [
@@ -309,13 +309,13 @@ def test_names_of_the_first_version_are_replaced(path, reading):
             strict=True,
         )
     ]
-    assert reading().execute("SELECT sum(attempts), count(*) FROM recent_requests").fetchone() == (14, 7)
+    assert open_file().execute("SELECT sum(attempts), count(*) FROM recent_requests").fetchone() == (14, 7)
 
 
-def test_datasettes_view(path, reading):
-    """The views read as a person would want them."""
-    kept(path, (0, {}))
-    connection = reading()
+def test_views_for_datasette(path, open_file):
+    """The views have readable times and one row per request or day."""
+    write_ledger(path, (0, {}))
+    connection = open_file()
     row = connection.execute("SELECT ended_utc, key, model FROM recent_requests").fetchone()
     assert row == ("2026-11-26 12:10:00", "bob", "qwen3.7-plus")
     day = connection.execute("SELECT day_utc, requests, prompt_tokens FROM usage_by_day").fetchone()
@@ -343,8 +343,8 @@ def writer(path, name, count):
     )
 
 
-def test_kill_9_loses_at_most_a_second(path, reading):
-    """After SIGKILL every request that ended more than a second before is in the file, which is sound."""
+def test_kill_9_loses_at_most_a_second(path, open_file):
+    """After SIGKILL every request that finished more than a second earlier is in the file, which is valid."""
     child = writer(path, "killed", 100_000)
     moments: list[float] = []
     try:
@@ -359,20 +359,20 @@ def test_kill_9_loses_at_most_a_second(path, reading):
         child.stdout.close()
     safe = sum(moment < killed - 1.0 for moment in moments)
     schema.open_for_writing(path).close()  # as the next server does
-    connection = reading()
+    connection = open_file()
     rows = connection.execute("SELECT count(*) FROM requests").fetchone()[0]
     assert rows >= safe > 0
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("SELECT sum(requests) FROM hours").fetchone()[0] == rows
 
 
-def test_several_processes_write_one_file(path, reading):
-    """Three processes at once lose no row and no sum, and make the file only once."""
+def test_concurrent_processes_write_one_file(path, open_file):
+    """Three concurrent processes lose no row and no sum, and create the file once."""
     children = [writer(path, str(number), 60) for number in range(3)]
     for child in children:
         child.communicate(timeout=60)
         assert child.returncode == 0
-    connection = reading()
+    connection = open_file()
     assert connection.execute("SELECT count(*) FROM requests").fetchone() == (180,)
     assert connection.execute("SELECT sum(requests), sum(prompt_tokens) FROM hours").fetchone() == (
         180,

@@ -10,7 +10,7 @@ def key(name):
 
 
 async def test_the_least_recently_used_is_dropped_first():
-    """No more bytes are kept than allowed, entries included."""
+    """The store keeps no more bytes than allowed, including its overhead per entry."""
     store = MemoryReasoning(seconds=60.0, max_bytes=2 * (ENTRY_BYTES + 10))
     for name in ("a", "b"):
         await store.save(key(name), "x" * 10)
@@ -22,7 +22,7 @@ async def test_the_least_recently_used_is_dropped_first():
 
 
 async def test_it_expires_after_its_last_use(autojump_clock):
-    """A use keeps it for as long again; then it is gone, and a later save frees its bytes."""
+    """A use renews the expiry; then the entry is dropped, and a later save frees its bytes."""
     store = MemoryReasoning(seconds=60.0, max_bytes=10_000)
     await store.save(key("a"), "x")
     await trio.sleep(50)

@@ -1,4 +1,4 @@
-"""Stores of responses: what every store does, and what SQLite's may meet."""
+"""Stores of responses: the behavior of every store, and faults of SQLite's file."""
 
 import sqlite3
 from contextlib import asynccontextmanager, closing
@@ -11,8 +11,8 @@ from qproxy.server.response_store import ResponseNotFound, ResponseStoreError, S
 from qproxy.wire.errors import RequestError
 
 
-class Wall:
-    """A clock that tests turn."""
+class WallClock:
+    """A wall clock that a test sets."""
 
     def __init__(self):
         self.now = 1_700_000_000.0
@@ -37,13 +37,13 @@ async def sqlite(path=None, **settings):
 
 
 @pytest.fixture(params=["memory", "file"])
-def place(request, tmp_path):
+def database_path(request, tmp_path):
     return None if request.param == "memory" else tmp_path / "data" / "responses.sqlite3"
 
 
-async def test_a_response_is_kept_and_forgotten(place):
-    """What is kept is found as it was, by its owner only, until it is forgotten."""
-    async with sqlite(place) as store:
+async def test_a_response_is_saved_and_deleted(database_path):
+    """A response is found unchanged, by its owner only, until it is deleted."""
+    async with sqlite(database_path) as store:
         await store.save(stored("a"))
         assert await store.get("me", "a") == stored("a")
         for owner, id_ in (("you", "a"), ("me", "b"), ("", "a")):
@@ -57,9 +57,9 @@ async def test_a_response_is_kept_and_forgotten(place):
         assert (store.statistics().saved, store.statistics().failed) == (1, 0)
 
 
-async def test_a_conversation_from_its_beginning(place):
-    """A chain is the whole conversation, the oldest first; a hole in it is named."""
-    async with sqlite(place) as store:
+async def test_a_conversation_is_loaded_from_its_start(database_path):
+    """A chain is the whole conversation, oldest first; a missing response is named."""
+    async with sqlite(database_path) as store:
         for id_, previous in (("a", None), ("b", "a"), ("c", "b")):
             await store.save(stored(id_, previous))
         assert [one.id for one in await store.conversation("me", "c")] == ["a", "b", "c"]
@@ -69,10 +69,10 @@ async def test_a_conversation_from_its_beginning(place):
         assert caught.value.id == "a"
 
 
-async def test_age(place):
-    """What was not used for too long is not found; a conversation that goes on keeps its beginning."""
-    wall = Wall()
-    async with sqlite(place, wall_clock=wall, max_age=10 * TOUCH_SECONDS) as store:
+async def test_unused_responses_expire(database_path):
+    """A response unused for too long is not found; an active conversation keeps its start."""
+    wall = WallClock()
+    async with sqlite(database_path, wall_clock=wall, max_age=10 * TOUCH_SECONDS) as store:
         for id_, previous in (("a", None), ("b", "a"), ("z", None)):
             await store.save(stored(id_, previous))
         wall.now += 8 * TOUCH_SECONDS
@@ -85,10 +85,10 @@ async def test_age(place):
         assert store.statistics().discarded == 1
 
 
-async def test_size(place):
-    """The longest unused responses make room; one that is larger than everything allowed is not kept."""
-    wall = Wall()
-    async with sqlite(place, wall_clock=wall, max_bytes=5000) as store:
+async def test_the_store_is_bounded_in_size(database_path):
+    """The least recently used responses are dropped; one larger than the bound is not stored."""
+    wall = WallClock()
+    async with sqlite(database_path, wall_clock=wall, max_bytes=5000) as store:
         for number in range(10):
             wall.now += 1
             await store.save(stored(f"r{number}", text="x" * 900))
@@ -105,8 +105,8 @@ async def test_size(place):
         assert store.statistics().failed == 1
 
 
-async def test_a_conversation_that_is_too_large():
-    """More than a request could ever hold is refused instead of read."""
+async def test_rejects_a_conversation_that_is_too_large():
+    """A chain larger than any request is rejected instead of read."""
     async with sqlite(max_chain=2 * 1024**2) as store:
         half = "x" * 1024**2
         await store.save(stored("a", text=half))
@@ -115,8 +115,8 @@ async def test_a_conversation_that_is_too_large():
             await store.conversation("me", "b")
 
 
-async def test_a_restart_keeps_what_is_stored(tmp_path):
-    """A file outlives its store, serves two stores at once, and is for the owner's eyes only."""
+async def test_responses_survive_a_restart(tmp_path):
+    """A file outlives its store, serves two stores at once, and is private."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path) as store:
         await store.save(stored("a"))
@@ -128,8 +128,8 @@ async def test_a_restart_keeps_what_is_stored(tmp_path):
         assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
 
 
-async def test_stores_at_once(tmp_path):
-    """Several stores of one file write at the same time, and nothing is lost."""
+async def test_concurrent_stores_lose_nothing(tmp_path):
+    """Several stores of one file write at the same time without loss."""
     path = tmp_path / "responses.sqlite3"
 
     async def write(name):
@@ -157,8 +157,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), BROKEN.values(), ids=BROKEN)
-async def test_a_file_that_cannot_be_used(tmp_path, spoil, message):
-    """A file that is something else is left alone, and every use says so."""
+async def test_an_unusable_file_raises_an_error(tmp_path, spoil, message):
+    """An invalid file is not changed, and every operation raises an error."""
     path = tmp_path / "responses.sqlite3"
     spoil(path)
     async with sqlite(path) as store:
@@ -168,8 +168,8 @@ async def test_a_file_that_cannot_be_used(tmp_path, spoil, message):
         assert store.statistics().failed == 2
 
 
-async def test_a_damaged_row(tmp_path):
-    """A row that is not ours is an error of the store, and the others can be read."""
+async def test_a_damaged_row_raises_an_error(tmp_path):
+    """A row with invalid content is an error of the store, and other rows can be read."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path) as store:
         await store.save(stored("a"))
@@ -183,8 +183,8 @@ async def test_a_damaged_row(tmp_path):
         assert (await store.get("me", "b")).id == "b"
 
 
-async def test_a_lock_that_is_not_given_back(tmp_path):
-    """A writer who never ends costs a use its time limit, no more; readers do not wait."""
+async def test_a_lock_that_stays_held(tmp_path):
+    """A writer that never finishes delays an operation by its time limit; readers do not wait."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path, timeout=0.1) as store:
         await store.save(stored("a"))
@@ -196,8 +196,8 @@ async def test_a_lock_that_is_not_given_back(tmp_path):
         await store.save(stored("b"))
 
 
-async def test_who_gives_up_waits_for_nothing(tmp_path):
-    """A caller who is cancelled is free at once; the store stays sound."""
+async def test_a_cancelled_caller_does_not_wait(tmp_path):
+    """A cancelled caller returns at once, and the store stays valid."""
     async with sqlite(tmp_path / "responses.sqlite3") as store:
         await store.save(stored("a"))
         with trio.CancelScope() as scope:
