@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from qproxy.backends.local.credentials import FileCredentials
 from qproxy.backends.local.files import credential_path, databases, secret_files
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.backends.local.ledger_merge import open_merged
 from qproxy.backends.local.ledger_reader import SqliteLedgerReader
 from qproxy.backends.local.ledger_spool import LedgerSpool
 from qproxy.backends.local.login_sessions import LocalLoginSessions
@@ -194,6 +195,14 @@ def open_ledger_reader(config: Config) -> LedgerReader:
     with _database_errors():
         from qproxy.backends.postgres.ledger_reader import PostgresLedgerReader
     return PostgresLedgerReader(_address(config))
+
+
+def open_merged_ledgers(config: Config, files: Iterable[Path]) -> LedgerReader:
+    """Return this server's ledger, if it has one, and others' files as one. Raises LedgerError."""
+    if is_database_url(config.ledger):
+        raise LedgerError("a ledger in a database has every machine's usage; --merge is for ledger files.")
+    own = ledger_file(config.ledger)
+    return open_merged([own, *files] if own is not None and own.exists() else files)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`qproxy usage`: print the usage ledger as a table, JSON or CSV.
 
-It reads the ledger file, so it works whether a server is running or not.
+It reads the ledger itself, so it works whether a server is running or not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qproxy import config as configuration
@@ -26,10 +27,11 @@ PAGE = HelpPage(
     examples={
         "qproxy usage": "by key, in the default windows",
         "qproxy usage --by model --window month --csv": "as CSV, for a spreadsheet",
+        "qproxy usage --merge b.sqlite3 c.sqlite3": "with the ledgers of other machines, copied here",
     },
     files={
         **CONFIGURATION,
-        "$QPROXY_HOME/ledger.sqlite3": "the ledger, unless the setting ledger names another file",
+        "$QPROXY_HOME/ledger.sqlite3": "the ledger, unless the setting ledger names another one",
     },
 )
 ALL_TIME = "all"
@@ -58,6 +60,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=(*WINDOWS, ALL_TIME),
         help=f"window of time, may be repeated (default: {', '.join(DEFAULT_PERIOD)})",
     )
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        default=(),
+        help="add the ledger files of other machines; each request counts once",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON")
     shape.add_argument("--csv", action="store_true", help="print CSV")
@@ -71,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config, windows = configuration.load(path=arguments.config), arguments.window or DEFAULT_PERIOD
     try:
-        rows = trio.run(_usage_rows, config, arguments.by, windows, time.time())
+        rows = trio.run(_usage_rows, config, arguments.merge, arguments.by, windows, time.time())
     except LedgerError as error:
         print_error(str(error))
         return 1
@@ -90,11 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _usage_rows(
-    config: configuration.Config, by: Any, windows: Sequence[str], now: float
+    config: configuration.Config, files: Sequence[Path], by: Any, windows: Sequence[str], now: float
 ) -> list[dict[str, Any]]:
-    from qproxy.backends.factory import open_ledger_reader
+    from qproxy.backends.factory import open_ledger_reader, open_merged_ledgers
 
-    ledger = open_ledger_reader(config)
+    ledger = open_merged_ledgers(config, files) if files else open_ledger_reader(config)
     try:
         usage = await ledger.usage_by(by, windows, now)
     finally:

@@ -24,10 +24,10 @@ class SqliteLedgerReader(LedgerQueries[sqlite3.Connection]):
 
     functions = queries
 
-    def __init__(self, path: Path) -> None:
-        """Raises LedgerError if there is no ledger."""
+    def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
+        """Open the file unless a connection is given. Raises LedgerError if there is no ledger."""
         self._path = path
-        self._connection = schema.open_for_reading(path)
+        self._connection = schema.open_for_reading(path) if connection is None else connection
 
     def __repr__(self) -> str:
         return f"<SqliteLedgerReader {self._path}>"

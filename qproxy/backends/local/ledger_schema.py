@@ -153,6 +153,17 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
+def create_temporary() -> sqlite3.Connection:
+    """Create an empty ledger in a file that is deleted when it is closed. Raises LedgerError."""
+    connection = sqlite3.connect("", isolation_level=None, uri=True)
+    try:
+        _migrate(connection, None)
+    except sqlite3.Error as error:
+        connection.close()
+        raise LedgerError(f"no temporary file could be created ({error}).") from None
+    return connection
+
+
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open the ledger as it is. Raises LedgerError if there is none."""
     if not path.exists() or not path.stat().st_size:  # created on a full disk
