@@ -343,6 +343,19 @@ async def test_openai_notices_nothing(prepare):
         assert "request-id" not in headers
 
 
+@pytest.mark.parametrize("path", [PATH, "/v1/responses"])
+async def test_qwens_own_params(path, prepare):
+    """The parameters that the models' data list reach the upstream from any API, unknown ones are named."""
+    async with world() as it:
+        prepare(it.app)
+        sent = {"top_k": 7, "repetition_penalty": 1.1, "vl_high_resolution_images": True}
+        body = {**(ASK if path == PATH else {"model": MODEL, "input": "hi"}), **sent, "field_of_tomorrow": 1}
+        status, headers, _ = await call(it, path=path, body=body, headers=[JSON])
+        upstream = it.emulator.requests[-1].body
+        assert (status, headers["x-qproxy-ignored-params"]) == (200, "field_of_tomorrow")
+        assert {name: upstream.get(name) for name in sent} == sent
+
+
 async def test_prompt_bytes(prepare):
     """The upstream's prompt of each turn of a conversation begins with the bytes of the one before."""
     history = [

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from qproxy.server.authentication import Access
 from qproxy.wire.endpoints import ENDPOINTS
 from qproxy.wire.errors import RequestError
+from tests.defaults import decoder
 from tests.examples import examples
 from tests.helpers import HELLO, MODEL, world
 
@@ -95,11 +96,11 @@ def test_what_is_described_is_checked(endpoint, name, schema):
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     context = {"id": "x", "created": 0, "default_model": None, "max_messages": 10_000}
     with pytest.raises(RequestError) as refusal:
-        endpoint.decode({**body, name: OTHER[kinds[0]]}, **context)
+        decoder(endpoint)({**body, name: OTHER[kinds[0]]}, **context)
     assert (refusal.value.param or "").startswith(name)
     if "minimum" in schema:
         with pytest.raises(RequestError):
-            endpoint.decode({**body, name: schema["minimum"] - 1}, **context)
+            decoder(endpoint)({**body, name: schema["minimum"] - 1}, **context)
 
 
 def test_every_described_field_says_what_it_takes():
@@ -115,7 +116,7 @@ def test_checking_leaves_nothing_behind(endpoint):
 
     def objects_after(times):
         for _ in range(times):
-            endpoint.decode(body, id="x", created=0, default_model=None, max_messages=10_000)
+            decoder(endpoint)(body, id="x", created=0, default_model=None, max_messages=10_000)
         gc.collect()
         return len(gc.get_objects())
 

@@ -27,6 +27,7 @@ from qproxy.wire.endpoints.openai_errors import error_body
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
 from qproxy.wire.pipeline import Pipeline
+from tests.defaults import decoder
 from tests.examples import examples
 from tests.wire.strangers import ANSWERS, ASK, ASKS, mutated, mutations
 from tests.wire.strategies import TOOLS
@@ -44,7 +45,7 @@ def encoded(endpoint, turn, events):
 
 def turn_for(endpoint):
     asked = {**ASKS.get(endpoint.path, ASK), "response_format": {"type": "text"}}
-    return endpoint.decode(asked, **CONTEXT)
+    return decoder(endpoint)(asked, **CONTEXT)
 
 
 SPEC = package_catalog().get("qwen4-max")
@@ -91,7 +92,7 @@ def test_any_request(endpoint):
     def check(changes):
         body, refusal = json.loads(json.dumps(mutated(asked, changes))), None
         try:
-            turn = endpoint.decode(body, **CONTEXT)
+            turn = decoder(endpoint)(body, **CONTEXT)
             for dialect in DIALECTS.values():
                 for family in ("dashscope", "open"):
                     adapted, _ = tool_adapter.adapt_tools(turn, names=family == "dashscope")

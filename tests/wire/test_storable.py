@@ -16,13 +16,14 @@ from qproxy.wire.errors import RequestError
 from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, StreamDone, ToolCallStart, Turn
 from qproxy.wire.models.catalog import EMPTY
 from qproxy.wire.oauth import DeviceAuthorization, parse_authorization
+from tests.defaults import decoder
 from tests.wire.strangers import values
 
 HALF = "a\ud800"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 ITEM = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 RESULT = {"role": "tool", "content": "x", "tool_call_id": HALF}
-DECODERS = {endpoint.path: endpoint.decode for endpoint in ENDPOINTS}
+DECODERS = {endpoint.path: decoder(endpoint) for endpoint in ENDPOINTS}
 LIMITS = {"default_model": None, "max_messages": 10_000}
 
 

@@ -114,6 +114,7 @@ class GenerationRoutes:
 
 async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory) -> Turn:
     body = await read_json(state.request_limits, state.body_logger)
+    selection = {"qwen_params": state.relay.policy.catalog.qwen_params} if endpoint.selects_params else {}
     decode = partial(
         endpoint.decode,
         body,
@@ -122,6 +123,7 @@ async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistor
         request_id=request_context.record().id,
         default_model=state.default_model,
         max_messages=state.request_limits.max_messages,
+        **selection,
         **await history.load(body),
     )
     is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE

@@ -48,7 +48,10 @@ class TokenCountRoutes:
         state = self._server.state
         body = await read_json(state.request_limits, state.body_logger)
         turn = anthropic.decode_count(
-            body, default_model=state.default_model, max_messages=state.request_limits.max_messages
+            body,
+            default_model=state.default_model,
+            max_messages=state.request_limits.max_messages,
+            qwen_params=state.relay.policy.catalog.qwen_params,
         )
         served = await reserve_request(state, turn.model)
         request_context.record().relay.ignored = turn.ignored

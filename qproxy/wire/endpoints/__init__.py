@@ -48,6 +48,8 @@ class Endpoint:
     """JSON Schema of a request's body, for the OpenAPI document."""
     operation: str
     """`gen_ai.operation.name` of OpenTelemetry, for metrics and traces."""
+    selects_params: bool = False
+    """It passes only the parameters that it knows and Qwen's own, which `decode` gets as `qwen_params`."""
     exposes_server_tools: bool = False
     """Its clients see the calls of this server's tools, and send them back with the conversation."""
 
@@ -82,6 +84,7 @@ ENDPOINTS = (
         response=responses.response,
         schema=request_schemas.RESPONSES,
         operation="chat",
+        selects_params=True,
         exposes_server_tools=True,
     ),
     Endpoint(
@@ -93,6 +96,7 @@ ENDPOINTS = (
         response=anthropic.response,
         schema=anthropic.request_schema("messages", "max_tokens"),
         operation="chat",
+        selects_params=True,
     ),
 )
 

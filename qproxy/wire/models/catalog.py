@@ -55,6 +55,8 @@ class ModelCatalog:
         """The date of the knowledge."""
         self.client_names: Sequence[str] = data.get("client_names", ())
         """Names of other vendors' models that programs request."""
+        self.qwen_params: frozenset[str] = frozenset(data.get("qwen_params", ()))
+        """Request parameters that only Qwen's servers know."""
         self.defaults: Mapping[str, Any] = data.get("defaults", {})
         """Default models, by purpose."""
         self.price_terms: Mapping[str, Any] = data.get("prices", {})

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from qproxy.wire.endpoints import chat, responses
+from tests.defaults import DECODE_LIMITS
 from tests.wire.pipeline import DONE, call, chunk, cut, decoded, meaning, play, said, same, stream
 from tests.wire.pipeline import events as said_by
 
@@ -148,8 +149,7 @@ def responses_of(answer):
         {"model": "m", "input": "hi", "stream": True},
         id="resp_1",
         created=7,
-        default_model=None,
-        max_messages=10_000,
+        **DECODE_LIMITS,
     )
     encoder = responses.Encoder(turn)
     frames = [part for event in answer for part in encoder.feed(event)] + encoder.close()

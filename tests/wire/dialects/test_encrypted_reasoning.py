@@ -10,6 +10,7 @@ from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.endpoints import anthropic, chat, responses
 from qproxy.wire.events import EncryptedReasoning, Turn
 from qproxy.wire.pipeline import Pipeline
+from tests.defaults import DECODE_LIMITS
 from tests.wire.tool_call_contract import check
 
 CIPHER = "v4:gAAAA+/=é"
@@ -91,8 +92,7 @@ def test_ciphertext_returns_through_responses(deltas):
     options: dict[str, Any] = {
         "id": "resp_" + "0" * 24,
         "created": 0,
-        "default_model": None,
-        "max_messages": 100,
+        **DECODE_LIMITS,
     }
     asked = responses.decode(fields, **options)
     events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
@@ -118,7 +118,7 @@ def test_ciphertext_returns_through_messages(deltas):
     message."""
     hello = {"role": "user", "content": "hi"}
     fields = {"model": "m", "max_tokens": 9, "messages": [hello]}
-    options: dict[str, Any] = {"id": "msg_1", "created": 0, "default_model": None, "max_messages": 100}
+    options: dict[str, Any] = {"id": "msg_1", "created": 0, **DECODE_LIMITS}
     asked = anthropic.decode(fields, **options)
     events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
     whole = anthropic.response(asked, events)

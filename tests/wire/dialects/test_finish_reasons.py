@@ -9,6 +9,7 @@ from qproxy.wire.dialects import DIALECTS, finish_reasons
 from qproxy.wire.endpoints import responses
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import ChoiceFinished, StreamFailed, TextDelta
+from tests.defaults import DECODE_LIMITS
 from tests.wire.pipeline import DONE, TARGET, call, chunk, meaning, said, same
 
 HALF = "The first half"
@@ -82,9 +83,7 @@ def test_a_native_response_with_a_failing_reason_is_an_error():
 def test_a_response_of_the_responses_api_fails_too():
     """The Responses API reports a failing reason as an error, not as `completed`."""
     body = {"model": "qwen", "input": "x"}
-    turn = responses.decode(
-        body, id="resp_1", created=1, default_model=None, max_messages=10, keeps=False, before=(), known={}
-    )
+    turn = responses.decode(body, id="resp_1", created=1, keeps=False, before=(), known={}, **DECODE_LIMITS)
     events = [TextDelta(HALF), finish_reasons.finish_event("abort", 0)]
     encoder = responses.Encoder(turn)
     out = b"".join(piece for event in events for piece in encoder.feed(event))

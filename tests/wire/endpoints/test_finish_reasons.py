@@ -10,6 +10,7 @@ from qproxy.wire.dialects import DIALECTS, finish_reasons
 from qproxy.wire.endpoints import ENDPOINTS
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.pipeline import Pipeline
+from tests.defaults import decoder
 from tests.wire.pipeline import TARGET
 
 TEXT = "Half of it"
@@ -37,7 +38,7 @@ BAD = [*finish_reasons.FAILING_REASONS, "new_reason", "completed", "ok", "stop!"
 
 def turn_of(endpoint, stream):
     body = {"model": "m", "stream": stream, **BODIES[endpoint.path]}
-    return endpoint.decode(
+    return decoder(endpoint)(
         body, id=f"{endpoint.id_prefix}{'0' * 24}", created=1, default_model=None, max_messages=9
     )
 

@@ -129,7 +129,8 @@ def _reasoning(blocks: Sequence[JSON], path: str) -> dict[str, JSON]:
         return {}
     texts, ciphertexts = [], []
     for block in blocks:
-        text = validation.string(block.get("thinking", ""), f"{path}.thinking")
+        text = block.get("thinking")
+        text = "" if text is None else validation.string(text, f"{path}.thinking")
         signature = block.get("signature") if isinstance(block.get("signature"), str) else ""
         texts.append(text or signatures.reasoning(signature) or "")
         ciphertexts.append(signatures.ciphertext(signature))

@@ -6,7 +6,7 @@
     401                          401      authentication_error
     402                          402      billing_error
     403                          403      permission_error
-    404                          404      not_found_error; of a model "model: ..."
+    404                          404      not_found_error; of a model "model: ...", with advice
     413                          413      request_too_large
     429                          429      rate_limit_error
     503                          529      overloaded_error
@@ -28,6 +28,7 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON
 
 OVERLOADED = 529
+ALIAS_ADVICE = "The setting aliases can map this name to a model of this server."
 TYPES = {
     401: "authentication_error",
     402: "billing_error",
@@ -76,7 +77,7 @@ def _message(error: QproxyError) -> str:
     if error.code == "context_length_exceeded":
         return f"{_overflow(error)} ({error.message})"
     if error.code == "model_not_found" and not error.message.startswith("model:"):
-        return f"model: {error.message}"
+        return f"model: {error.message} {ALIAS_ADVICE}"
     return error.message
 
 

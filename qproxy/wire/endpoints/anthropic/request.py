@@ -1,15 +1,15 @@
 """The fields of a request, decoded into a turn.
 
 A field that no Qwen server knows is dropped and named, never rejected: a client's next release must work.
-Qwen's own fields pass. Only what would change the meaning of a request (MCP servers that are not connected)
-is an error.
+Qwen's own fields, which the models' data list, pass. Only what would change the meaning of a request (MCP
+servers that are not connected) is an error.
 
 Anthropic's API reference, `MessageCreateParams`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from qproxy.wire import json_codec
@@ -28,17 +28,14 @@ RENAMED = {
     "stop_sequences": "stop",
 }
 """Anthropic's parameters, by chat's names."""
-QWEN_PARAMS = (
-    "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options", "seed",
-    "min_p",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "parallel_tool_calls", "reasoning_effort",
-    "response_format", "tool_stream", "vl_high_resolution_images", "chat_template_kwargs", "thinking_display",
-    "prompt_cache_options", "enable_code_interpreter", "clear_thinking", "translation_options", "asr_options",
+CHAT_PARAMS = (
+    "seed", "presence_penalty", "frequency_penalty", "parallel_tool_calls", "reasoning_effort",
+    "response_format",
 )  # fmt: skip
-READ = frozenset((
+"""Chat's parameters that pass although Anthropic has none of their name."""
+READ_FIELDS = frozenset((
     "model", "messages", "system", "tools", "tool_choice", "stream", "thinking", "output_config",
-    "output_format",
-    "qproxy", "mcp_servers", *RENAMED, *QWEN_PARAMS,
+    "output_format", "qproxy", "mcp_servers", *RENAMED, *CHAT_PARAMS,
 ))  # fmt: skip
 
 
@@ -109,14 +106,18 @@ def decode(
     request_id: str = "",
     default_model: str | None,
     max_messages: int,
+    qwen_params: Collection[str],
 ) -> Turn:
-    """Decode a request body. Raises RequestError that names the invalid field."""
-    return _decode(body, ("max_tokens",), id, created, request_id, default_model, max_messages)
+    """Decode a request body; `qwen_params` pass, other unknown fields are dropped and named. Raises
+    RequestError that names the invalid field."""
+    return _decode(body, ("max_tokens",), id, created, request_id, default_model, max_messages, qwen_params)
 
 
-def decode_count(body: JSON, *, default_model: str | None, max_messages: int) -> Turn:
+def decode_count(
+    body: JSON, *, default_model: str | None, max_messages: int, qwen_params: Collection[str]
+) -> Turn:
     """Decode the body of a request to count tokens, which may have every field of one for a message."""
-    return _decode(body, (), "", 0, "", default_model, max_messages)
+    return _decode(body, (), "", 0, "", default_model, max_messages, qwen_params)
 
 
 def _decode(
@@ -127,6 +128,7 @@ def _decode(
     request_id: str,
     default_model: str | None,
     max_messages: int,
+    qwen_params: Collection[str],
 ) -> Turn:
     body = validation.body(body)
     model = validation.require_model(body, default_model)
@@ -151,7 +153,7 @@ def _decode(
         messages=messages,
         tools=declared.tools,
         tool_choice=declared.tool_choice,
-        params={**_params(fields), **thinking_config.params, **declared.params},
+        params={**_params(fields, qwen_params), **thinking_config.params, **declared.params},
         stream=fields.get("stream", False),
         separates_rounds=True,
         summarize_reasoning=thinking_config.wants_summary,
@@ -161,7 +163,7 @@ def _decode(
         tools_bytes=None if tools_text is None else len(tools_text),
         session=_session(fields.get("metadata")),
         ignored=(
-            *(name for name in fields if name not in READ),
+            *(name for name in fields if name not in READ_FIELDS and name not in qwen_params),
             *thinking_config.ignored,
             *declared.ignored,
             *reader.ignored,
@@ -188,10 +190,10 @@ def _session(metadata: JSON) -> str:
     return session if isinstance(session, str) else ""
 
 
-def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
+def _params(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> dict[str, JSON]:
     """Return the parameters by chat's names."""
     params = {chat: fields[name] for name, chat in RENAMED.items() if fields.get(name) not in (None, [])}
-    params |= {name: fields[name] for name in QWEN_PARAMS if name in fields}
+    params |= {name: fields[name] for name in fields if name in CHAT_PARAMS or name in qwen_params}
     config = fields.get("output_config") or {}
     form, path = (config.get("format"), "output_config.format")
     if form is None:

@@ -12,7 +12,7 @@ OpenAPI `CreateResponse`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from qproxy.wire import storable
@@ -22,13 +22,11 @@ from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 
-# Fields that are passed on under the same name in both APIs: OpenAI's and Qwen's own.
+# OpenAI's fields that are passed on under the same name in both APIs.
 PASSED_PARAMS = (
     "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier",
     "prompt_cache_key",
-    "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
-    "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
-    "vl_high_resolution_images", "chat_template_kwargs", "prompt_cache_options", "thinking_display",
+    "presence_penalty", "frequency_penalty", "seed", "stop",
 )  # fmt: skip
 # Fields that are kept here, or have no effect.
 READ_PARAMS = frozenset((
@@ -147,14 +145,15 @@ def decode(
     request_id: str = "",
     default_model: str | None,
     max_messages: int,
+    qwen_params: Collection[str],
     before: Sequence[JSON] = (),
     known: Mapping[str, JSON] | None = None,
     keeps: bool = False,
 ) -> Turn:
     """Return the turn of a request body. Raises RequestError naming the invalid field.
 
-    `before` are the items of the responses that it continues, `known` those that it may reference; `keeps` is
-    whether responses are stored.
+    `qwen_params` pass, other unknown fields are dropped and named. `before` are the items of the responses
+    that it continues, `known` those that it may reference; `keeps` is whether responses are stored.
     """
     body = validation.body(body)
     model = validation.require_model(body, default_model)
@@ -170,7 +169,7 @@ def decode(
     if fields.get("instructions"):
         messages.insert(0, {"role": "system", "content": fields["instructions"]})
     _check_length(messages, max_messages)
-    params = _params(fields)
+    params = _params(fields, qwen_params)
     return Turn(
         id=id,
         created=created,
@@ -185,7 +184,7 @@ def decode(
         separates_rounds=True,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
-        ignored=(*_ignored(fields), *dropped, *offered.ignored),
+        ignored=(*_ignored(fields, qwen_params), *dropped, *offered.ignored),
         endpoint_state=_endpoint_state(fields, offered, own, params, keeps),
     )
 
@@ -223,12 +222,9 @@ def _check_length(messages: Sequence[JSON], limit: int) -> None:
         raise RequestError(message, param="input", code="array_above_max_length")
 
 
-def _ignored(fields: Mapping[str, JSON]) -> list[str]:
-    names = [
-        name
-        for name in fields
-        if name not in READ_PARAMS and name not in PASSED_PARAMS and name not in REJECTED_PARAMS
-    ]
+def _ignored(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> list[str]:
+    kept = (READ_PARAMS, PASSED_PARAMS, REJECTED_PARAMS, qwen_params)
+    names = [name for name in fields if not any(name in known for known in kept)]
     if fields.get("truncation") == "auto":
         names.append("truncation")
     if "max_tool_calls" in fields:
@@ -236,9 +232,9 @@ def _ignored(fields: Mapping[str, JSON]) -> list[str]:
     return names
 
 
-def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
+def _params(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> dict[str, JSON]:
     """Return chat's parameters, renamed where chat has another name."""
-    params = {name: fields[name] for name in PASSED_PARAMS if name in fields}
+    params = {name: fields[name] for name in fields if name in PASSED_PARAMS or name in qwen_params}
     if "max_output_tokens" in fields:
         params["max_completion_tokens"] = fields["max_output_tokens"]
     effort = fields.get("reasoning", {}).get("effort")

@@ -207,6 +207,10 @@ ASSISTANT = {
     "a thought": (assistant(thought("t", signature="any"), "x"), said("x", reasoning_content="t")),
     "a thought without signature": (assistant(thought("t"), "x"), said("x", reasoning_content="t")),
     "an empty thought": (assistant(thought("", signature="s"), "x"), said("x", reasoning_content="")),
+    "a thought that is null": (
+        assistant(thought(None, signature="s"), "x"),
+        said("x", reasoning_content=""),
+    ),
     "thoughts": (
         assistant(thought("a", signature=""), "x", thought("b", signature="s"), use()),
         said("x", reasoning_content="a\nb", tool_calls=[chat_call()]),

@@ -54,9 +54,11 @@ def test_too_large():
 
 
 def test_unknown_model():
-    """The error for a model that is none begins as Anthropic's does."""
+    """The error for a model that is none begins as Anthropic's, and names the setting that maps names."""
     error = RequestError("The model 'x' does not exist.", status=404, code="model_not_found")
-    assert ANTHROPIC.error_body(error, "")["error"]["message"] == "model: The model 'x' does not exist."
+    message = ANTHROPIC.error_body(error, "")["error"]["message"]
+    assert message.startswith("model: The model 'x' does not exist. ")
+    assert message.endswith("aliases can map this name to a model of this server.")
 
 
 TOO_LONG = re.compile(r"prompt is too long(?:: (\d+) tokens > (\d+) maximum)?", re.IGNORECASE)

@@ -26,6 +26,7 @@ FORMAT = {
         "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
     }
 }
+ALL_QWEN_PARAMS = dict.fromkeys(sorted(DECODE_LIMITS["qwen_params"]), 1)
 PARAMS = {
     "the least": ({}, {}),
     "sampling": (
@@ -36,7 +37,8 @@ PARAMS = {
     "no stop_sequences": ({"stop_sequences": []}, {}),
     "a format": ({"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, FORMAT),
     "a format of the beta": ({"output_format": {"type": "json_schema", "schema": SCHEMA}}, FORMAT),
-    "Qwen's own": (
+    "all of Qwen's own": (ALL_QWEN_PARAMS, ALL_QWEN_PARAMS),
+    "some of Qwen's own": (
         {"enable_search": True, "seed": 7, "repetition_penalty": 1.1, "prompt_cache_options": {"ttl": "1h"}},
         {"enable_search": True, "seed": 7, "repetition_penalty": 1.1, "prompt_cache_options": {"ttl": "1h"}},
     ),

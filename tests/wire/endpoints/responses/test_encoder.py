@@ -26,6 +26,7 @@ from qproxy.wire.events import (
     Usage,
 )
 from qproxy.wire.token_ratios import TokenEstimate
+from tests.defaults import DECODE_LIMITS
 from tests.openai_types import judge
 
 ID = "resp_" + "0" * 24
@@ -46,8 +47,7 @@ def turn(**fields):
         {"model": "m", "input": "hi", **fields},
         id=ID,
         created=1700000000,
-        default_model=None,
-        max_messages=10_000,
+        **DECODE_LIMITS,
     )
 
 

@@ -7,6 +7,7 @@ from qproxy.wire.endpoints import responses
 from qproxy.wire.endpoints.responses import input_items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import ChoiceFinished, Event, ToolCallArgumentsDelta, ToolCallStart
+from tests.defaults import DECODE_LIMITS
 from tests.openai_types import judge
 
 ID = "resp_" + "0" * 24
@@ -27,8 +28,7 @@ def decode(**fields):
         {"model": "qwen-plus", "input": "hi", **fields},
         id=ID,
         created=1700000000,
-        default_model=None,
-        max_messages=10_000,
+        **DECODE_LIMITS,
     )
 
 
@@ -120,8 +120,7 @@ def test_instructions_come_first_and_are_not_stored():
         id=ID,
         created=0,
         before=before,
-        default_model=None,
-        max_messages=10_000,
+        **DECODE_LIMITS,
     )
     assert [message["content"] for message in turn.messages] == ["be brief", "a", "hi"]
     assert len(responses.request_of(turn).items) == 1
@@ -142,8 +141,7 @@ def test_references_lead_to_stored_items():
         created=0,
         before=before,
         known=known,
-        default_model=None,
-        max_messages=10_000,
+        **DECODE_LIMITS,
     )
     assert turn.messages == [{"role": "assistant", "content": "yes", "tool_calls": [CHAT_CALL]}, CHAT_USER]
 
@@ -168,6 +166,7 @@ def test_ids_lead_back_to_the_response():
     assert responses.response_of("msg_0123") is None
 
 
+ALL_QWEN_PARAMS = dict.fromkeys(sorted(DECODE_LIMITS["qwen_params"]), 1)
 PARAMS = {
     "zero values": ({"temperature": 0, "top_p": 0.0, "enable_thinking": False},
         {"temperature": 0, "top_p": 0.0, "enable_thinking": False}),
@@ -185,6 +184,7 @@ PARAMS = {
     "log probabilities": ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
     "log probabilities by include": ({"include": ["message.output_text.logprobs"]},
         {"logprobs": True, "top_logprobs": 0}),
+    "all of Qwen's own": (ALL_QWEN_PARAMS, ALL_QWEN_PARAMS),
     "parallel": ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
     "ours to keep": ({"store": False, "metadata": {"a": "b"}, "include": [], "stream_options": {},
         "tools": []}, {}),
@@ -346,7 +346,7 @@ def test_too_many_messages_are_refused():
     """The limit of messages is the operator's."""
     with pytest.raises(RequestError, match="limit is 1"):
         responses.decode(
-            {"model": "m", "input": [USER, USER]}, id=ID, created=0, max_messages=1, default_model=None
+            {"model": "m", "input": [USER, USER]}, id=ID, created=0, **{**DECODE_LIMITS, "max_messages": 1}
         )
 
 
