@@ -12,12 +12,12 @@ from qproxy.system import pidfile
 
 HELP = "make a running server reload its settings, keys and accounts"
 PAGE = HelpPage(
-    about="""Make the server of this data directory and port reload its settings, keys and accounts. No stream
+    about="""Make the server of this data directory reload its settings, keys and accounts. No stream
     is dropped. If the new configuration is invalid, the error is printed and the server keeps the current
     one.""",
     examples={
-        "qproxy reload": "the server on port 8787",
-        "qproxy reload --port 8080": "the server on another port",
+        "qproxy reload": "the server of this data directory",
+        "qproxy reload --port 8080": "one of several",
     },
     exits={**DONE, 1: "no such server is running, or it kept its configuration"},
     files={"$QPROXY_HOME/serving-PORT.json": "process that serves a port, and the result of its last reload"},
@@ -26,7 +26,7 @@ PAGE = HelpPage(
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=port, default=8787, help="port of the server (default: 8787)")
+    parser.add_argument("--port", type=port, help="port of the server, if several of them are running")
 
 
 def run(arguments: argparse.Namespace) -> int:

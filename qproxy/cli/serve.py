@@ -117,19 +117,23 @@ def run(arguments: argparse.Namespace) -> int:
     def read() -> configuration.Config:
         return configuration.load(path=arguments.config, flags=_flags(arguments))
 
-    config = read()
-    config.check(has_api_keys)
-    if arguments.worker is None and process.worker_count(config.workers) > 1:
-        from qproxy.process import supervisor
+    if arguments.worker is None:
+        config = read()
+        config.check(has_api_keys)
+        if process.worker_count(config.workers) > 1:
+            from qproxy.process import supervisor
 
-        return supervisor.run(config, _command(arguments), print_result)
+            return supervisor.run(config, _command(arguments), print_result)
     gc.disable()  # imported modules stay: collecting garbage while importing takes a tenth of the start
     from qproxy.process import serve
     from qproxy.process.channel import WorkerSpec
 
     gc.freeze()
     gc.enable()
-    spec = arguments.worker and WorkerSpec.parse(arguments.worker)
+    spec = None
+    if arguments.worker is not None:
+        spec = WorkerSpec.parse(arguments.worker)
+        config = spec.read_settings()
     return serve.run(config, print_result, read, spec, configuration.config_file(arguments.config))
 
 

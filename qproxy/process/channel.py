@@ -5,9 +5,11 @@ A worker whose supervisor died shuts down: no process would replace, stop or rel
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+from qproxy.config import Config
 from qproxy.process.worker import RELOAD, STOP
 
 Reload = Callable[[], Awaitable[tuple[bool, str]]]
@@ -27,11 +30,18 @@ class WorkerSpec(NamedTuple):
     number: int
     channel: int
     listener: int
+    settings: int
 
     @classmethod
     def parse(cls, text: str) -> WorkerSpec:
         """Read the value of `--worker`."""
         return cls(*map(int, text.split(":")))
+
+    def read_settings(self) -> Config:
+        """Return the settings in effect, which the supervisor passed on from this process's predecessors."""
+        with open(self.settings, "rb") as file:
+            config: Config = pickle.load(file)  # from the supervisor alone: no other process can write it
+        return config
 
 
 class SupervisorChannel:
@@ -48,8 +58,8 @@ class SupervisorChannel:
         with suppress(trio.BrokenResourceError):  # `run` detects the end
             await self._stream.send_all(json.dumps(fields).encode() + b"\n")
 
-    async def run(self, stop: trio.Event, reload: Reload) -> None:
-        """Execute the supervisor's commands until cancelled."""
+    async def run(self, stop: trio.Event, reload: Reload, settings: Callable[[], Config]) -> None:
+        """Execute the supervisor's commands until cancelled; `settings` returns those in effect."""
         buffer = b""
         with suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some():
@@ -59,6 +69,7 @@ class SupervisorChannel:
                         stop.set()
                     elif command == RELOAD:
                         applied, message = await reload()
-                        await self.send(applied=applied, message=message)
+                        text = base64.b64encode(pickle.dumps(settings())).decode()
+                        await self.send(applied=applied, message=message, settings=text)
         log.warning("supervisor exited, shutting down this worker")
         stop.set()

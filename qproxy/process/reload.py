@@ -48,6 +48,10 @@ class Reloader:
         self._audited = audited
         self._lock = trio.Lock()
 
+    def settings(self) -> Config:
+        """Return the settings in effect."""
+        return self._config
+
     async def reload(self) -> tuple[bool, str]:
         """Return whether the configuration was applied, and a line about it."""
         async with self._lock:

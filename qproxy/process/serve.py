@@ -112,7 +112,7 @@ async def _run_server(
         text = banner(config, urls[0], file, conditions, has_keys=has_keys)
         if channel is not None:
             nursery.start_soon(reloader.on_sighup)
-            nursery.start_soon(channel.run, stop, reloader.reload)
+            nursery.start_soon(channel.run, stop, reloader.reload, reloader.settings)
             await channel.send(serving=text)
             return
         nursery.start_soon(reloader.serve_reloads, data_dir(), int(urls[0].rpartition(":")[2]))

@@ -2,7 +2,7 @@
 
 The first worker starts alone. If it exits before it serves, the supervisor exits with its code, so a fault is
 reported once. Workers that exit later are restarted, after a delay that grows while runs are short
-(`backoff`).
+(`backoff`), with the settings in effect: those of the start, or of the last reload that all workers applied.
 
 SIGTERM or SIGINT closes the address and gives workers graceful_timeout to finish their requests; a second one
 quits immediately. SIGHUP makes all workers reload. Signals arrive through a file descriptor
@@ -13,9 +13,11 @@ Standard library only, no threads, no Trio: the supervisor must survive faults o
 
 from __future__ import annotations
 
+import base64
 import logging
 import math
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -62,6 +64,7 @@ class Supervisor:
         listener: socket.socket,
         number: int,
         *,
+        settings: bytes,
         graceful: float,
         started: Callable[[str], None],
         reloaded: Callable[[bool, str], None],
@@ -71,6 +74,10 @@ class Supervisor:
         self._command = command
         self._listener = listener
         self._slots = [WorkerSlot(n + 1) for n in range(number)]
+        self._settings = settings
+        """Those in effect, as workers read them."""
+        self._reloaded_settings = settings
+        """Those that a worker reports during a reload."""
         self._graceful_timeout = graceful
         self._started, self._reloaded, self._stopping = started, reloaded, stopping
         self._clock = clock
@@ -127,7 +134,9 @@ class Supervisor:
             if self._clock() >= slot.due and self._code is None:
                 slot.due = math.inf
                 try:
-                    slot.child = WorkerProcess(self._command, slot.number, self._listener, self._clock())
+                    slot.child = WorkerProcess(
+                        self._command, slot.number, self._listener, self._settings, self._clock()
+                    )
                 except OSError as error:
                     self._failed(slot, f"could not be started ({error})", 0.0, 1)
                 else:
@@ -140,6 +149,8 @@ class Supervisor:
             if "serving" in message:
                 self._on_started(message["serving"])
             else:
+                if message["applied"]:
+                    self._reloaded_settings = base64.b64decode(message["settings"])
                 self._on_reloaded(slot.child, (message["applied"], message["message"]))
         if slot.child.is_closed:
             self._unregister(slot.child)  # a socket at its end stays readable until the process exits
@@ -167,7 +178,7 @@ class Supervisor:
         for child in self._reload_requested:
             child.send(RELOAD)
         if not self._reload_requested:
-            self._reloaded(False, "no worker is running; the next one will read the current settings")
+            self._reloaded(False, "no worker is running; reload again when one is")
 
     def _on_reloaded(self, child: WorkerProcess, *outcomes: tuple[bool, str]) -> None:
         """Record a worker's outcome, or its exit; when all have reported, report the first failure."""
@@ -177,7 +188,10 @@ class Supervisor:
         self._outcomes += outcomes
         if not self._reload_requested:
             none = [(False, "all workers exited during the reload")]
-            self._reloaded(*min(self._outcomes or none, key=lambda outcome: outcome[0]))
+            applied, text = min(self._outcomes or none, key=lambda outcome: outcome[0])
+            if applied:
+                self._settings = self._reloaded_settings
+            self._reloaded(applied, text)
 
     def _stop(self) -> None:
         self._stopping("Shutting down: waiting for in-flight requests. Press Ctrl+C again to quit now.")
@@ -277,6 +291,7 @@ def run(config: Config, command: Sequence[str], notify: Callable[[str], None]) -
             command,
             listener,
             number,
+            settings=pickle.dumps(config),
             graceful=config.graceful_timeout,
             started=started,
             reloaded=running.record_reload,

@@ -1,18 +1,22 @@
 """The supervisor's end of one worker process: its start, commands, messages and exit.
 
-Commands to a worker are lines (`stop`, `reload`); its messages are lines of JSON (`serving`, or `applied` and
-`message`). No method waits, except `kill`.
+Commands to a worker are lines (`stop`, `reload`); its messages are lines of JSON (`serving`, or `applied`,
+`message` and `settings`). A worker starts with the settings in effect, which it inherits as an open file: the
+configuration file may be half edited. No method waits, except `kill`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 STOP, RELOAD = b"stop", b"reload"
 
@@ -20,7 +24,10 @@ STOP, RELOAD = b"stop", b"reload"
 class WorkerProcess:
     """A worker process. Raises OSError if it cannot be started."""
 
-    def __init__(self, command: Sequence[str], number: int, listener: socket.socket, now: float) -> None:
+    def __init__(
+        self, command: Sequence[str], number: int, listener: socket.socket, settings: bytes, now: float
+    ) -> None:
+        """`settings` are for the worker alone (`channel.WorkerSpec`)."""
         self.number = number
         self.started_at = now
         self.is_closed = False
@@ -28,13 +35,14 @@ class WorkerProcess:
         self._buffer = b""
         self.channel, worker_end = socket.socketpair()
         self.channel.setblocking(False)
-        with worker_end:
-            spec = f"{number}:{worker_end.fileno()}:{listener.fileno()}"
+        with worker_end, _memory_file(settings) as file:
+            descriptors = (worker_end.fileno(), listener.fileno(), file.fileno())
+            spec = ":".join(map(str, (number, *descriptors)))
             try:
                 self._process = subprocess.Popen(
                     [*command, "--worker", spec],
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(worker_end.fileno(), listener.fileno()),
+                    pass_fds=descriptors,
                     process_group=0,  # keeps a terminal's Ctrl+C from reaching it directly
                 )
             except BaseException:
@@ -70,6 +78,17 @@ class WorkerProcess:
 
     def close(self) -> None:
         self.channel.close()
+
+
+def _memory_file(data: bytes) -> IO[bytes]:
+    """Return an open file with secret data, which has no name and needs no disk where that is possible."""
+    if sys.platform == "linux":
+        file: IO[bytes] = open(os.memfd_create("settings"), "w+b")  # noqa: SIM115 - the caller closes it
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def describe_exit(code: int) -> str:

@@ -77,8 +77,20 @@ def serving_ports(home: Path) -> list[str]:
     return [path.stem.partition("-")[2] for path in files if _state(path) is not None]
 
 
-def request_reload(home: Path, port: int) -> tuple[bool, str]:
-    """Make the server of a port reload; return whether it applied the configuration, and its message."""
+def request_reload(home: Path, port: int | None = None) -> tuple[bool, str]:
+    """Make a server reload; return whether it applied the configuration, and its message.
+
+    Without a port it is the only server of the data directory.
+    """
+    if port is None:
+        ports = serving_ports(home)
+        if len(ports) != 1:
+            found = f"Servers are running on ports {', '.join(ports)}" if ports else "No server is running"
+            return (
+                False,
+                f"{found} with this data directory ({home}){': choose one with --port' * bool(ports)}.",
+            )
+        port = int(ports[0])
     path = home / f"serving-{port}.json"
     before = _state(path)
     if before is None:

@@ -15,7 +15,8 @@ from qproxy.process.worker import describe_exit
 
 WORKER = """
 import os, signal, socket, sys
-number, line, listener = map(int, sys.argv[-1].split(":"))
+number, line, listener, settings = map(int, sys.argv[-1].split(":"))
+settings = open(settings).read()
 line = socket.socket(fileno=line)
 def serve():
     line.send(b'{"serving": "here"}\\n')
@@ -46,6 +47,7 @@ def supervised(script, number=1, graceful=30.0):
         command,
         listener,
         number,
+        settings=b"those of the start",
         graceful=graceful,
         started=reports.started.append,
         reloaded=reports.reloaded,
@@ -122,10 +124,13 @@ for word in words():
     ANSWER
 """
 ANSWERS = {
-    "all can": ('line.send(b\'{"applied": true, "message": "reloaded"}\\n\')', (True, "reloaded")),
+    "all can": (
+        'line.send(b\'{"applied": true, "message": "reloaded", "settings": "bmV3"}\\n\')',
+        (True, "reloaded"),
+    ),
     "one cannot": (
-        "line.send(b'{\"applied\": %s, \"message\": \"%d\"}\\n' % (b'true' if number == 1 else b'false', "
-        "number))",
+        'line.send(b\'{"applied": %s, "message": "%d", "settings": "bmV3"}\\n\' % '
+        "(b'true' if number == 1 else b'false', number))",
         (False, "2"),
     ),
     "all die of it": ("os._exit(3)", (False, "all workers exited during the reload")),
@@ -139,6 +144,33 @@ def test_reloading(answer, outcome):
     code, reports = supervised(RELOADS.replace("ANSWER", answer), number=2)
     assert reports.reloads == [outcome]
     assert code == 0
+
+
+RESTARTED = """
+if number == 2:
+    with open(FILE, "a+") as starts:
+        print(os.getpid(), settings, file=starts, flush=True)
+        starts.seek(0)
+        boss(signal.SIGTERM if len(starts.readlines()) == 2 else signal.SIGHUP)
+"""
+
+
+@pytest.mark.parametrize(("answer", "settings"), [("all can", "new"), ("one cannot", "those of the start")])
+def test_a_restarted_worker_has_the_settings_in_effect(answer, settings, tmp_path, monkeypatch):
+    """A worker that is replaced starts with the settings that all applied last, and reads no file."""
+    starts = tmp_path / "starts"
+
+    def kill_the_second(reports, applied, message):
+        os.kill(int(starts.read_text().split()[0]), signal.SIGKILL)
+
+    monkeypatch.setattr(backoff, "FIRST", 0.01)
+    monkeypatch.setattr(Reports, "reloaded", kill_the_second)
+    rest = RELOADS.partition("\n")[2].partition("\n")[2].replace("ANSWER", ANSWERS[answer][0])
+    supervised(RESTARTED.replace("FILE", repr(str(starts))) + rest, number=2)
+    assert [line.partition(" ")[2] for line in starts.read_text().splitlines()] == [
+        "those of the start",
+        settings,
+    ]
 
 
 def test_an_address_in_use():

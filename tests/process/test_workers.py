@@ -143,6 +143,10 @@ async def test_crash_reload_and_shutdown_of_two_workers(tmp_path, monkeypatch, c
             assert (code, "changed: default_model" in said.out) == (0, True)
             code, said = await reload(port, "[")
             assert (code, "qproxy.toml" in said.err) == (1, True)
+            os.kill(after[0], signal.SIGKILL)
+            assert (
+                len(await until(complete, tmp_path, child.pid, [after[0]])) == 2
+            )  # the file is still invalid
             emulator.script(SLOW)
             client = await streaming(port)
             child.send_signal(signal.SIGTERM)
