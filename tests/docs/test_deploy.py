@@ -39,7 +39,9 @@ def unit(text):
     return read["Service"]
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(DEPLOY.iterdir())])
+@pytest.mark.parametrize(
+    "name", [str(path.relative_to(DEPLOY)) for path in sorted(DEPLOY.rglob("*")) if path.is_file()]
+)
 def test_variables_are_settings(name):
     """Every QPROXY_ variable is one that the server reads."""
     named = set(re.findall(r"\bQPROXY_([A-Z_]+)\b", (DEPLOY / name).read_text()))

@@ -168,8 +168,7 @@ def _extract(archive: Path, directory: Path) -> Backup:
     except FileNotFoundError:
         raise BackupError(f"{archive}: no such file.") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BackupError(f"{archive}: not a complete backup of qproxy ({reason}).") from None
+        raise BackupError(f"{archive}: not a complete backup of qproxy ({error}).") from None
     return backup
 
 

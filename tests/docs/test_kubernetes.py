@@ -1,0 +1,176 @@
+"""docs/deploy for several replicas: the manifests are valid and keep their properties; the chart renders the
+same; settings are settings."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.cli import build_parser
+from qproxy.config import load
+from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+MANIFESTS, CHART = DEPLOY / "kubernetes", DEPLOY / "helm" / "qproxy"
+VERSIONS = ("1.30", "1.37")
+"""The oldest and the newest version of Kubernetes against whose schemas the manifests are checked."""
+EXPRESSION = re.compile(r"\{\{ \.(Values|Release)\.(\w+)( \| toJson)? \}\}")
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+RESOURCES = {name: read(MANIFESTS / name) for name in read(MANIFESTS / "kustomization.yaml")["resources"]}
+BY_KIND = {resource["kind"]: resource for resource in RESOURCES.values()}
+POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
+def render(template: str, **changes: Any) -> Any:
+    """Render a template of the chart, which uses nothing but values, as they are or as JSON."""
+    known = {"Values": {**read(CHART / "values.yaml"), **changes}, "Release": {"Name": "qproxy"}}
+
+    def value(match: re.Match[str]) -> str:
+        found = known[match[1]][match[2]]
+        return yaml.safe_dump(found, default_flow_style=True, width=10**6).strip() if match[3] else str(found)
+
+    text = EXPRESSION.sub(value, template)
+    assert "{{" not in text
+    return yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", RESOURCES)
+def test_a_manifest_is_valid(name, version):
+    """Each has no field that Kubernetes does not know, and all that it requires."""
+    kubernetes_validate.validate(RESOURCES[name], version, strict=True)
+
+
+def test_every_manifest_is_applied():
+    """The kustomization lists each file of its directory once."""
+    assert {path.name for path in MANIFESTS.iterdir()} == {"kustomization.yaml", *RESOURCES}
+
+
+@pytest.mark.parametrize("name", RESOURCES)
+def test_the_chart_renders_the_manifest(name):
+    """With its default values the chart is the kustomization."""
+    assert render((CHART / "templates" / name).read_text()) == RESOURCES[name]
+    assert {path.name for path in (CHART / "templates").iterdir()} == set(RESOURCES)
+
+
+def test_every_value_of_the_chart_is_used():
+    """Each of values.yaml is in a template, and changes what is rendered."""
+    text = "".join(path.read_text() for path in sorted((CHART / "templates").iterdir()))
+    assert {match[2] for match in EXPRESSION.finditer(text) if match[1] == "Values"} == set(
+        read(CHART / "values.yaml")
+    )
+    changed = render((CHART / "templates" / "deployment.yaml").read_text(), image="registry.example/qproxy:2")
+    assert changed["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/qproxy:2"
+
+
+def test_probes_ask_this_process_alone():
+    """Liveness has nothing but the process to fail by; the others follow its readiness."""
+    paths = {
+        name: CONTAINER[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")
+    }
+    assert paths == {"startup": "/readyz", "liveness": "/livez", "readiness": "/readyz"}
+
+
+def test_a_pod_drains_before_it_is_killed(settings):
+    """The end leaves time for endpoints to change, for running requests, and for their last messages."""
+    pause = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pause >= 5
+    assert POD["terminationGracePeriodSeconds"] > pause + settings.graceful_timeout + ERROR_DELIVERY_SECONDS
+    assert BY_KIND["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert settings.max_client_connection_age > 0
+
+
+def test_a_pod_can_do_little():
+    """It is not root, writes to its volumes only, has no token, and no variables of Services."""
+    assert POD["enableServiceLinks"] is POD["automountServiceAccountToken"] is False
+    assert BY_KIND["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {m["mountPath"] for m in CONTAINER["volumeMounts"] if not m.get("readOnly")} == {"/data", "/tmp"}
+    build_parser().parse_args(CONTAINER["args"])
+    assert "limits" in CONTAINER["resources"]
+    assert "cpu" not in CONTAINER["resources"]["limits"]
+
+
+def test_replicas_follow_requests_in_flight():
+    """The autoscaler counts them up at once and down slowly; disruptions take one pod at a time."""
+    spec = BY_KIND["HorizontalPodAutoscaler"]["spec"]
+    assert spec["metrics"][0]["pods"]["metric"]["name"] == "qproxy_requests_in_flight"
+    assert "replicas" not in BY_KIND["Deployment"]["spec"], "or an update would undo the autoscaler's"
+    assert spec["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
+    assert BY_KIND["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+
+
+def test_the_network_is_limited():
+    """A pod is reached at its port only, and reaches names, upstreams and the ledger."""
+    spec = BY_KIND["NetworkPolicy"]["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == ["http"]
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443, 5432}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load_settings(BY_KIND["ConfigMap"]["data"]["qproxy.toml"], tmp_path)
+
+
+def load_settings(text, folder):
+    """Load the settings with files in place of the secrets, which are files in a directory of their own."""
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    for name in ("dashscope", "ledger"):
+        (secrets / name).write_text(f"sk-{name}-secret\n")
+    (folder / "qproxy.toml").write_text(re.sub(r"/run/secrets(/qproxy)?", str(secrets), text))
+    return load(path=str(folder / "qproxy.toml"), environ={"QPROXY_HOME": str(folder)})
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "compose"])
+def test_the_settings_load_and_have_no_secret(name, tmp_path):
+    """A server with them starts on all addresses; what is secret is in files, but for a key's digest."""
+    compose = (DEPLOY / "replicas.toml").read_text()
+    text = compose if name == "compose" else BY_KIND["ConfigMap"]["data"]["qproxy.toml"]
+    settings = load_settings(text, tmp_path)
+    settings.check(has_api_keys)
+    settings.check_address("0.0.0.0", has_api_keys)
+    assert settings.accounts[0].key == "sk-dashscope-secret"
+    assert {key for key in tomllib.loads(text) if key.endswith("key")} == set()
+    assert "password" not in (settings.ledger or "")
+
+
+def test_compose_runs_two_replicas_behind_a_balancer():
+    """One machine's port leads to the balancer; a replica can do as little as the single server."""
+    services = read(DEPLOY / "replicas.yaml")["services"]
+    single = read(DEPLOY / "compose.yaml")["services"]["qproxy"]
+    replica = services["qproxy"]
+    assert replica["deploy"]["replicas"] == 2
+    for name in (
+        "read_only",
+        "tmpfs",
+        "cap_drop",
+        "security_opt",
+        "pids_limit",
+        "ulimits",
+        "stop_grace_period",
+    ):
+        assert replica[name] == single[name]
+    assert {name for name, service in services.items() if "ports" in service} == {"balancer"}
+    assert services["balancer"]["ports"] == ["127.0.0.1:8787:8787"]
+    files = [*read(DEPLOY / "replicas.yaml")["configs"].values()]
+    assert all((DEPLOY / entry["file"]).is_file() for entry in files)
+    assert "server qproxy:8787 resolve;" in (DEPLOY / "balancer.conf").read_text()
