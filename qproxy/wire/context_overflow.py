@@ -48,6 +48,7 @@ WORDINGS = tuple(
     for pattern in (
         # DashScope
         rf"range of input length should be \[[0-9]{{1,9}}, ?(?P<limit>{_N})\]",
+        rf"message token length exceeds? model limit \((?P<limit>{_N}) tokens",
         # vLLM, newest first
         rf"passed (?P<prompt>{_N}) input tokens and requested (?P<answer>{_N}) output "
         rf"tokens.{{0,80}}?only (?P<limit>{_N})",
@@ -57,7 +58,9 @@ WORDINGS = tuple(
         rf"in the messages, (?P<answer>{_N})",
         rf"context length is (?:only )?(?P<limit>{_N}) tokens.{{0,60}}?(?:request has|"
         rf"resulted in) (?P<prompt>{_N})",
-        rf"prompt \(length (?P<prompt>{_N})\) is longer than the maximum model length of (?P<limit>{_N})",
+        rf"prompt \(length (?P<prompt>{_N})\).{{0,80}}? longer than the maximum model length of "
+        rf"(?P<limit>{_N})",
+        rf"prompt length (?P<prompt>{_N}) exceeds the max_model_len (?P<limit>{_N})",
         # SGLang
         rf"input \((?P<prompt>{_N}) tokens\) is longer than the model's context length \((?P<limit>{_N})",
         rf"context length of (?P<limit>{_N}) tokens.{{0,60}}?{_N} tokens: (?P<prompt>{_N}) tokens "

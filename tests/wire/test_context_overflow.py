@@ -14,6 +14,10 @@ WORDS = {
         "InternalError.Algo.InvalidParameter: Range of input length should be [1, 991808]",
         (991808, None, None),
     ),
+    "DashScope, all messages": (
+        "Total message token length exceed model limit (10000000 tokens).",
+        (10_000_000, None, None),
+    ),
     "vLLM 0.6": (
         "This model's maximum context length is 32768 tokens. However, you requested 40000 tokens (39000 "
         "in the messages, 1000 in the completion). Please reduce the length of the messages or completion.",
@@ -38,6 +42,15 @@ WORDS = {
     "vLLM, decoder": (
         "The decoder prompt (length 3000) is longer than the maximum model length of 2048.",
         (2048, 3000, None),
+    ),
+    "vLLM, decoder with room for an answer": (
+        "The decoder prompt (length 3000) plus the number of requested output tokens (at least 1) is longer "
+        "than the maximum model length of 2048.",
+        (2048, 3000, None),
+    ),
+    "vLLM, Responses": (
+        "The engine prompt length 227861 exceeds the max_model_len 131072. Please reduce prompt.",
+        (131_072, 227_861, None),
     ),
     "SGLang": (
         "The input (12345 tokens) is longer than the model's context length (8192 tokens).",

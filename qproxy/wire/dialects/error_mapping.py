@@ -80,7 +80,8 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     # Invalid requests
     ErrorPattern(r"range of input length|context_length_exceeded|(maximum|model'?s) (context|model) length|"
                  r"exceeds? the (model'?s )?context|context size|context length of|maximum allowed length|"
-                 r"(input|prompt) (is )?too long", 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
+                 r"(input|prompt) (is )?too long|message token length exceed|exceeds? the max_model_len",
+                 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
     ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400,
         _INVALID_REQUEST, "invalid_value", param="max_tokens"),
     ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST,

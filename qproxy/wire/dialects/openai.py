@@ -184,7 +184,8 @@ class Decoder:
         if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
             self._has_ended = True
             events += self._replace_unpaired(number)
-            matched = choice.get("stop_reason")  # vLLM and SGLang; a number is a token
+            # vLLM's name, then SGLang's; a number is a token
+            matched = choice.get("stop_reason") or choice.get("matched_stop")
             events.append(
                 finish_reasons.finish_event(reason, number, matched if isinstance(matched, str) else None)
             )

@@ -33,6 +33,7 @@ ROWS = [
     (400, "invalid_request_error", "you must provide a model parameter", "payg", (400, BAD, None, NO)),
     (400, "invalid_value", "seed is out of range", "payg", (400, BAD, "invalid_value", NO)),
     (400, "InvalidParameter", "Range of input length should be [1, 30720]", "payg", (400, BAD, "context_length_exceeded", NO)),
+    (400, "InvalidParameter", "Total message token length exceed model limit", "payg", (400, BAD, "context_length_exceeded", NO)),
     (400, "InvalidParameter", "Range of max_tokens should be [1, 8192]", "payg", (400, BAD, "invalid_value", NO)),
     (400, "InvalidParameter.NotSupportEnableThinking", "x", "payg", (400, BAD, "unsupported_parameter", NO)),
     (400, "InvalidParameter", "parameter.enable_thinking must be set to true", "payg", (400, BAD, "unsupported_parameter", NO)),

@@ -55,12 +55,13 @@ def test_recorded(path):
             anthropic.response(turn(), pipeline.events([raw], turn()))
 
 
-def test_stop_sequence():
-    """The stop sequence that a server names reaches the client, and one that is a number does not."""
+@pytest.mark.parametrize("field", ["stop_reason", "matched_stop"])
+def test_stop_sequence(field):
+    """The stop sequence that vLLM or SGLang names reaches the client, and one that is a number does not."""
     for named, reason in (("END", "stop_sequence"), (151645, "end_turn"), ("<|im_end|>", "end_turn")):
         chunk = pipeline.chunk({"content": "x"})
         last = pipeline.chunk({}, "stop")
-        last["choices"][0]["stop_reason"] = named
+        last["choices"][0][field] = named
         raw = pipeline.stream(chunk, last, pipeline.DONE)
         asked = replace(turn(), endpoint_state=AnthropicRequest(frozenset({"END"})))
         body = anthropic.response(asked, pipeline.events([raw], asked))
