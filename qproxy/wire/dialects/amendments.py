@@ -36,9 +36,8 @@ def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool =
         _amend_effort(text, params)
     elif "thinking_budget" in text and "thinking_budget" in params:
         del params["thinking_budget"]
-    elif _TTL.search(text) and isinstance(params.get("prompt_cache_options"), dict):
-        options = params["prompt_cache_options"]
-        params["prompt_cache_options"] = {name: options[name] for name in options if name != "ttl"}
+    elif _TTL.search(text):
+        return _without_ttls(turn)
     elif error.param == "max_tokens":
         _amend_limits(error.message, params)
     elif error.param == "enable_thinking":
@@ -51,7 +50,9 @@ def changes(before: Turn, after: Turn) -> tuple[str, ...]:
     params = {*before.params, *after.params}
     names = sorted(name for name in params if before.params.get(name) != after.params.get(name))
     names += ["tool_choice"] if before.tool_choice != after.tool_choice else []
-    names += ["encrypted_content"] if before.messages is not after.messages else []
+    if before.messages is not after.messages:
+        is_cache = message_rules.breakpoint_ttls(before.messages) == after.messages
+        names.append("prompt_cache_breakpoint" if is_cache else "encrypted_content")
     return (f"changed after the upstream refused it: {' '.join(names)}",) if names else ()
 
 
@@ -59,6 +60,15 @@ def _stop_thinking(params: dict[str, JSON]) -> None:
     params["enable_thinking"] = False
     params.pop("thinking_budget", None)
     params.pop("reasoning_effort", None)
+
+
+def _without_ttls(turn: Turn) -> Turn | None:
+    """Return the turn without times to live for the context cache; None if it has none."""
+    messages, options = message_rules.breakpoint_ttls(turn.messages), turn.params.get("prompt_cache_options")
+    if not isinstance(options, dict) or "ttl" not in options:
+        return None if messages is turn.messages else replace(turn, messages=messages)
+    kept = {name: options[name] for name in options if name != "ttl"}
+    return replace(turn, messages=messages, params={**turn.params, "prompt_cache_options": kept})
 
 
 def _amend_effort(text: str, params: dict[str, JSON]) -> None:

@@ -24,9 +24,13 @@ def cache_options(draft: RequestDraft) -> bool:
 
 
 def cache_ttl(draft: RequestDraft) -> bool:
-    options = draft.params.get("prompt_cache_options")
     names = draft.spec.cache_ttls or {}
+    messages = message_rules.breakpoint_ttls(draft.messages, names) if list in draft.marks else draft.messages
+    changed = messages is not draft.messages
+    if changed:
+        draft.set_messages(messages)
+    options = draft.params.get("prompt_cache_options")
     if not isinstance(options, dict) or options.get("ttl") not in names:
-        return False
+        return changed
     draft.params["prompt_cache_options"] = {**options, "ttl": names[options["ttl"]]}
     return True

@@ -26,6 +26,7 @@ _SERVICE = "/api/v1/services/aigc/{}-generation/generation"
 _BASES = ("/compatible-mode/v1", "/api/v1", "/v1")
 _CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
 _MEDIA = {"image_url": "image", "input_audio": "audio", "video_url": "video", "video": "video"}
+_ENVELOPE = ("output", "usage", "request_id", "code", "message", "status_code", "status")
 _TEXTS = ("text", "refusal")
 
 
@@ -68,15 +69,21 @@ def _has_media(message: JSON) -> bool:
 
 
 def _message(message: JSON, multimodal: bool) -> JSON:
-    """Return a message with native content parts (no `type`); text models require a string."""
+    """Return a message with native content parts (no `type`); text models take a string, or parts with a
+    mark of the context cache.
+    """
     content = message.get("content")
-    if not multimodal:
-        return {**message, "content": deltas.parse_text(content)} if isinstance(content, list) else message
+    if isinstance(content, list) and not multimodal and not any(map(_has_cache_mark, content)):
+        return {**message, "content": deltas.parse_text(content)}
     if isinstance(content, list):
         return {**message, "content": [_part(part) for part in content]}
-    if isinstance(content, str) and message.get("role") != "tool":
+    if multimodal and isinstance(content, str) and message.get("role") != "tool":
         return {**message, "content": [{"text": content}]}
     return message
+
+
+def _has_cache_mark(part: JSON) -> bool:
+    return any(mark in part for mark in _CACHE_MARKS)
 
 
 def _part(part: JSON) -> JSON:
@@ -98,9 +105,7 @@ class Decoder:
         self._declared = function_declarations.normalizer_for(target)
         self._texts = IncrementalOrCumulative(request=asked)
         self._extras = deltas.ChunkExtras(native=True)
-        self._started: set[int] = set()
-        self._ended: set[int] = set()
-        """Choices that sent something, and those that had a finish reason."""
+        self._has_ended = False
         self._found: dict[str, JSON] = {}
         self._unread: JSON = None
         """The last event, if it is no generation; its words explain a response that is cut after it."""
@@ -122,12 +127,11 @@ class Decoder:
         self._unread = None
         if self._declared is not None:
             data = self._declared.normalize(data)
-        events = self._extras.feed(data["output"])
+        events = self._extras.feed(_chunk_fields(data))
         events += [
             event for one in _events(data, self._plan) if self._is_new(one) for event in self._texts.feed(one)
         ]
-        self._started.update(getattr(event, "choice", 0) for event in events)
-        self._ended.update(event.choice for event in events if isinstance(event, ChoiceFinished))
+        self._has_ended = self._has_ended or any(isinstance(event, ChoiceFinished) for event in events)
         return events
 
     def _is_new(self, event: Event) -> bool:
@@ -138,12 +142,17 @@ class Decoder:
         return event.info != before
 
     def close(self) -> list[Event]:
-        """Finish the stream: its end is good after the finish reasons of all choices."""
-        is_complete = bool(self._ended) and self._started <= self._ended
-        end: list[Event] = [StreamDone()] if is_complete else []
-        if self._unread is not None and not self._ended:
+        """Finish the stream: without an end mark its end is good after the finish of each choice."""
+        end: list[Event] = []
+        if self._unread is not None and not self._has_ended:
             end = [StreamFailed(unknown_body_error(self._unread, "a generation"))]
         return [*self._texts.close(), *end]
+
+
+def _chunk_fields(data: dict[str, JSON]) -> dict[str, JSON]:
+    """Return the fields of an event and of its output, but for those of the envelope."""
+    fields = {name: data[name] for name in data if name not in _ENVELOPE}
+    return {**fields, **data["output"]}
 
 
 def _events(data: dict[str, JSON], plan: str) -> Iterator[Event]:
@@ -159,7 +168,7 @@ def _events(data: dict[str, JSON], plan: str) -> Iterator[Event]:
             continue
         number = deltas.choice_index(choice, position)
         message = choice.get("message") or choice.get("delta")
-        reason = choice.get("finish_reason")
+        reason = finish_reasons.parse_reason(choice.get("finish_reason"))
         if reason == "error_finish":
             yield finish_reasons.error_finish(message, plan)
             return
@@ -169,7 +178,7 @@ def _events(data: dict[str, JSON], plan: str) -> Iterator[Event]:
         if (failure := finish_reasons.choice_failure(choice, message, plan)) is not None:
             yield failure
             return
-        if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
+        if reason is not None and reason not in finish_reasons.UNFINISHED:
             yield finish_reasons.finish_event(reason, number)
     if isinstance(data.get("usage"), dict):
         yield deltas.parse_usage(data["usage"])
@@ -182,10 +191,11 @@ def response(body: JSON, target: UpstreamTarget) -> list[Event]:
         return [StreamFailed(error or unknown_body_error(body, "a generation"))]
     if (declared := function_declarations.normalizer_for(target)) is not None:
         body = declared.normalize(body)
-    events = [*deltas.ChunkExtras(native=True).feed(body["output"]), *_events(body, target.plan)]
+    events = [*deltas.ChunkExtras(native=True).feed(_chunk_fields(body)), *_events(body, target.plan)]
     deltas.index_calls(events)
     if any(isinstance(event, StreamFailed) for event in events):
         return events
-    if not any(isinstance(event, ChoiceFinished) for event in events):
-        events.append(ChoiceFinished("stop"))
+    finished = {event.choice for event in events if isinstance(event, ChoiceFinished)}
+    open_choices = {getattr(event, "choice", 0) for event in events} - finished if finished else {0}
+    events += [ChoiceFinished("stop", choice) for choice in sorted(open_choices)]
     return [*events, StreamDone()]

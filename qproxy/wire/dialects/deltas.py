@@ -66,7 +66,18 @@ def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> l
         events.append(_parse_call({"index": 0}, legacy, choice))
     if not _DELTA_FIELDS.issuperset(delta) and (extra := _unknown_fields(delta, _DELTA_FIELDS)):
         events.append(ExtraFields(extra, "delta", choice))
+    if isinstance(delta.get("content"), list) and (extra := _other_parts(delta["content"])):
+        events.append(ExtraFields(extra, "delta", choice))
     return events
+
+
+def _other_parts(content: list[JSON]) -> dict[str, JSON]:
+    """Return the parts that hold no text: sound as `audio`, any other in `content_parts`."""
+    parts = [part for part in content if part and not (isinstance(part, dict) and "text" in part)]
+    sounds = [part for part in parts if isinstance(part, dict) and isinstance(part.get("audio"), dict)]
+    rest = [part for part in parts if part not in sounds]
+    audio = {"audio": sounds[-1]["audio"]} if sounds else {}
+    return {**audio, "content_parts": rest} if rest else audio
 
 
 def parse_choice_extras(choice: dict[str, JSON], number: int) -> list[Event]:

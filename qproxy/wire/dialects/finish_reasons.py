@@ -53,6 +53,13 @@ UNFINISHED = ("", "null")
 """Reasons that some servers send while they generate; they are an end only if nothing follows."""
 
 
+def parse_reason(value: JSON) -> str | None:
+    """Return a finish reason as text; SGLang's own is an object with a `type`."""
+    if isinstance(value, dict) and isinstance(value.get("type"), str):
+        return str(value["type"])
+    return value if value is None or isinstance(value, str) else json_codec.dumps(value).decode()
+
+
 def finish_event(reason: str, choice: int, matched: str | None = None) -> ChoiceFinished | StreamFailed:
     """Return the end of a choice, by the stop sequence `matched` if any, or the error of a failing or unknown
     reason."""

@@ -9,7 +9,7 @@ nothing changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from qproxy.wire import json_codec
@@ -279,12 +279,33 @@ def _audio_part(part: JSON) -> JSON:
 
 def cache_breakpoints(messages: Messages, *, explicit: bool) -> Messages:
     """Return OpenAI's cache breakpoints as the older `cache_control`, or without them."""
+    return _each_part(messages, lambda part: _cache_part(part, explicit))
 
+
+def breakpoint_ttls(messages: Messages, names: Mapping[str, str] | None = None) -> Messages:
+    """Return OpenAI's cache breakpoints with their times to live as `names` has them; without names, without
+    any.
+    """
+
+    def change(part: JSON) -> JSON:
+        mark = part.get("prompt_cache_breakpoint") if isinstance(part, dict) else None
+        if not isinstance(mark, dict):
+            return part
+        ttl = mark.get("ttl")
+        if not isinstance(ttl, str) or (names is not None and ttl not in names):
+            return part
+        rest = {name: mark[name] for name in mark if name != "ttl"}
+        return {**part, "prompt_cache_breakpoint": rest if names is None else {**rest, "ttl": names[ttl]}}
+
+    return _each_part(messages, change)
+
+
+def _each_part(messages: Messages, change_part: Callable[[JSON], JSON]) -> Messages:
     def change(message: dict[str, JSON]) -> dict[str, JSON]:
         content = message.get("content")
         if not isinstance(content, list):
             return message
-        changed = [_cache_part(part, explicit) for part in content]
+        changed = [change_part(part) for part in content]
         same = all(new is old for new, old in zip(changed, content, strict=True))
         return message if same else {**message, "content": changed}
 

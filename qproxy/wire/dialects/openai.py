@@ -19,7 +19,7 @@ from qproxy.wire import json_codec, raw_json
 from qproxy.wire.dialects import dashscope, deltas, finish_reasons, function_declarations
 from qproxy.wire.dialects.error_mapping import error_from_event, unknown_body_error
 from qproxy.wire.dialects.target import UpstreamTarget
-from qproxy.wire.errors import UpstreamError
+from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
@@ -132,7 +132,7 @@ class Decoder:
             if not self._last_event[number]
         ]
         unread = [] if self._unread is None or self._has_ended or over else [self._unread]
-        failed = [StreamFailed(unknown_body_error(value, "a chunk")) for value in unread]
+        failed = [StreamFailed(_unread_error(value)) for value in unread]
         return [*self._replace_unpaired(), *native, *over, *failed]
 
     def _not_an_object(self, chunk: JSON, item: ServerSentEvent) -> list[Event]:
@@ -142,7 +142,8 @@ class Decoder:
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
-            return []  # a ping as plain text; no content is lost
+            self._unread = item.data  # a ping, or the error of a proxy
+            return []
         error = UpstreamError("The upstream sent a chunk that is not JSON.", code="upstream_invalid_response")
         if item.event == "error":
             error = error_from_event(item.data, item.status, plan=self._plan, is_error=True) or error
@@ -168,7 +169,7 @@ class Decoder:
         logprobs = choice.get("logprobs")
         if delta is None and "text" in choice:  # of a completion
             delta, logprobs = {"content": choice["text"]}, deltas.chat_logprobs(logprobs)
-        reason = choice.get("finish_reason")
+        reason = finish_reasons.parse_reason(choice.get("finish_reason"))
         if reason == "error_finish":
             return [finish_reasons.error_finish(delta, self._plan)]
         events: list[Event] = []
@@ -181,7 +182,7 @@ class Decoder:
         failure = finish_reasons.choice_failure(choice, delta, self._plan)
         if failure is not None:
             return [*events, *self._replace_unpaired(number), failure]
-        if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
+        if reason is not None and reason not in finish_reasons.UNFINISHED:
             self._has_ended = True
             events += self._replace_unpaired(number)
             # vLLM's name, then SGLang's; a number is a token
@@ -218,6 +219,14 @@ class Decoder:
     def _replace_unpaired(self, choice: int | None = None) -> list[Event]:
         keys = [key for key in self._lone_surrogates if choice is None or key[1] == choice]
         return [self._lone_surrogates.pop(key) for key in keys]
+
+
+def _unread_error(value: JSON) -> UpstreamError:
+    """Return the error of a response that is cut after an event that is no chunk; plain text is a proxy's."""
+    error = unknown_body_error(value, "a chunk")
+    if isinstance(value, str):
+        error.retry = RetryHint.ONCE
+    return error
 
 
 def _ends_in_lone_surrogate(event: Event) -> bool:

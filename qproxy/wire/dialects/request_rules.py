@@ -310,7 +310,7 @@ RULES = (
         "dashscope", cache_rules.cache_breakpoints),
     RequestRule("cache_options", "prompt_cache_options is left out and named for models that do not know it",
         "dashscope", cache_rules.cache_options),
-    RequestRule("cache_ttl", "OpenAI's times to live in prompt_cache_options become the model's own",
+    RequestRule("cache_ttl", "OpenAI's times to live of the context cache become the model's own",
         "dashscope", cache_rules.cache_ttl),
     RequestRule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2",
         "dashscope", _temperature),

@@ -14,10 +14,12 @@ HOSTED_PARAMS = ("enable_search", "search_options", "web_search_options", "tool_
 
 
 def web_search(draft: RequestDraft) -> bool:
-    """Ask for a search as Qwen does; its own parameters take precedence."""
+    """Ask for a search as Qwen does, unless the model has none; its own parameters take precedence."""
     options = draft.params.get("web_search_options")
     if not isinstance(options, dict):
         return False
+    if draft.spec.search == []:
+        return draft.drop_param("web_search_options")
     del draft.params["web_search_options"]
     if draft.params.setdefault("enable_search", True) is not True:
         draft.ignore("web_search_options")

@@ -172,6 +172,20 @@ def test_whole(dialect):
     assert isinstance(DIALECTS[dialect].response([], TARGET)[0], StreamFailed)
 
 
+def test_a_cache_mark_reaches_a_text_model():
+    """The text service takes content as a string, and as parts where the context cache has a mark."""
+    target = UpstreamTarget("https://h/api/v1", "qwen-plus", spec=package_catalog().get("qwen-plus"))
+    part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    messages = [
+        {"role": "user", "content": [part]},
+        {"role": "user", "content": [{"type": "text", "text": "y"}]},
+    ]
+    request = NATIVE.request(turn(messages=messages), target)
+    assert "/text-generation/" in request.url
+    sent = [message["content"] for message in json.loads(request.body)["input"]["messages"]]
+    assert sent == [[{"text": "x", "cache_control": {"type": "ephemeral"}}], "y"]
+
+
 def test_what_qwen4_needs_natively():
     """Its switches are parameters; ciphertext stays on its message, and marks of the cache on their parts."""
     part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}

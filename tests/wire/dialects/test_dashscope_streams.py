@@ -87,6 +87,8 @@ NATIVE = {
         ("abc", "", [], "stop")),
     "heartbeats": ([b":heartbeat\n\n", native("a"), b": ping\n\nevent: done\ndata: {}\n\n",
         native("b", "stop"), b":\n\n"], ("ab", "", [], "stop")),
+    "an object as the reason": ([native("a"), native("b", {"type": "length", "length": 2})],
+        ("ab", "", [], "length")),
     "an end mark": ([native("a"), native("b", "stop"), b"event: done\ndata: [DONE]\n\n"],
         ("ab", "", [], "stop")),
 }  # fmt: skip
@@ -98,6 +100,23 @@ def test_native(items, expected, dialect):
     """Native answers are understood where they are expected and recognised where they are not."""
     assert meaning(events(*items), dialect=dialect) == expected
     assert meaning(events(*items).replace(b"\n", b"\r\n"), dialect=dialect) == expected
+
+
+@pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
+def test_each_requested_choice_must_end(dialect):
+    """A native stream has no end mark: without the finish of one of two choices it was cut."""
+
+    def numbered(index, content, finish="null"):
+        item = native(content, finish)
+        item["output"]["choices"][0]["index"] = index
+        return item
+
+    sent = [numbered(0, "a"), numbered(0, "", "stop")]
+    assert play([events(*sent)], body={"n": 1}, dialect=dialect)[1] is None
+    assert play([events(*sent)], body={"n": 2}, dialect=dialect)[1] is not None
+    both = [*sent, numbered(1, "b", "stop")]
+    choices, error = play([events(*both)], body={"n": 2}, dialect=dialect)
+    assert ([choice["text"] for choice in choices.values()], error) == (["a", "b"], None)
 
 
 FOUND = {

@@ -123,6 +123,7 @@ FRAMES = {
     "a message alone": b'data: {"message": "too hot"}\n\n',
     "a status": b'data: {"id": "x", "status": "failed", "reason": "too hot"}\n\n',
     "a string": b'data: "too hot"\n\n',
+    "plain text": b"data: too hot\n\n",
 }
 BEGINNINGS = {
     "compatible": said("I ", "write"),

@@ -41,6 +41,20 @@ def test_a_failing_or_unknown_reason_is_an_error(name):
     assert name in error["message"] or name == "error_finish"
 
 
+@pytest.mark.parametrize("reason", [{"type": "stop", "matched": 151645}, {"type": "eos"}])
+def test_an_object_with_a_type_is_a_reason(reason):
+    """SGLang's own finish reason is an object; its type is the reason."""
+    assert meaning(said(HALF), chunk(finish=reason), DONE) == (HALF, "", [], "stop")
+
+
+@pytest.mark.parametrize("reason", [{"type": "abort", "message": "x"}, {"kind": "stop"}, 7, False, ["stop"]])
+def test_a_reason_of_another_type_is_an_error(reason):
+    """A finish reason that is no text is unknown, unless it is an object with a known type."""
+    _, error = same(said(HALF), chunk(finish=reason), DONE)
+    assert error is not None
+    assert "finish_reason" in error["message"]
+
+
 def test_an_abort_after_a_call_is_an_error():
     """A call before `abort` is passed on, but the response never ends with tool_calls."""
     choices, error = same(CALL, chunk(finish="abort"), DONE)

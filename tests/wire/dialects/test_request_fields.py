@@ -191,6 +191,7 @@ SEARCHES = {
         {"enable_search": True, "search_options": {"search_strategy": "max"}}, ()),
     "without strategies": ("qwen4-max", {"search_context_size": "high"}, False, {"enable_search": True},
         ("web_search_options.search_context_size",)),
+    "no search": ("qwen3-coder-plus", {}, False, {}, ("web_search_options",)),
     "near somewhere": ("qwen-plus", {"user_location": {"type": "approximate"}}, False,
         {"enable_search": True}, ("web_search_options.user_location",)),
 }  # fmt: skip

@@ -359,6 +359,24 @@ def test_what_qwen4_knows_goes_to_it():
     assert apply(given, "qwen4-max").turn is given
 
 
+def marked(ttl):
+    """A turn whose one part is a cache breakpoint with a time to live."""
+    mark = {"mode": "explicit", **({} if ttl is None else {"ttl": ttl})}
+    return turn([{"role": "user", "content": [{**MARKED, "prompt_cache_breakpoint": mark}]}])
+
+
+def test_a_breakpoint_has_its_own_time_to_live():
+    """OpenAI's words become the model's own in a breakpoint too, and are left out once refused."""
+    assert apply(marked("12h"), "qwen4-max").turn.messages == marked("1h").messages
+    assert apply(given := marked("5m"), "qwen4-max").turn is given
+    refusal = UpstreamError("prompt_cache_breakpoint.ttl must be one of 5m, 1h", status=400)
+    amended = amendments.amend_after_error(refusal, marked("2h"))
+    assert amended is not None
+    assert amended.messages == marked(None).messages
+    assert "prompt_cache_breakpoint" in amendments.changes(marked("2h"), amended)[0]
+    assert amendments.amend_after_error(refusal, marked(None)) is None
+
+
 def test_breakpoints_without_an_explicit_cache():
     """A model that has none gets no mark, and the client is told."""
     applied = apply(turn([{"role": "user", "content": [MARKED]}]), "qwen-max")

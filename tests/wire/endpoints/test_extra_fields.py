@@ -96,6 +96,22 @@ def test_the_audio_of_omni_models_is_passed_on():
     assert audio == {"id": "audio_1", "transcript": "Hi you"}
 
 
+def test_parts_of_a_content_without_text_are_passed_on():
+    """Pictures and sound among the parts of a content reach the client, beside the text."""
+    picture = {"image": "https://example.com/1.png"}
+    sound = {"audio": {"data": "UklG"}}
+    parts = [{"text": "Look:"}, picture, sound]
+    output = {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}
+    native = {"output": output, "usage": {}, "request_id": "r", "trace": "t"}
+    body = chat.response(decoded({}), DIALECTS["dashscope"].response(native, TARGET))
+    message = body["choices"][0]["message"]
+    assert message["content"] == "Look:"
+    assert (message["content_parts"], message["audio"], body["trace"]) == ([picture], sound["audio"], "t")
+    chunks = chunks_of(chunk({"content": parts}, finish="stop"), DONE)
+    deltas = [choice["delta"] for item in chunks for choice in item["choices"]]
+    assert [delta["content_parts"] for delta in deltas if "content_parts" in delta] == [[picture]]
+
+
 def test_tool_calls_keep_the_contracts_fields_only():
     """Unknown keys of a `tool_calls` entry are dropped; those beside it travel."""
     item = call(0, "call_1", "get_weather", "{}")
