@@ -308,6 +308,8 @@ class StreamDone:
 
     started: tuple[int, ...] = ()
     """Choices that the stream started, where it started several: one of them may have sent nothing."""
+    implied: bool = False
+    """Whether the end of the bytes stands for it, as natively: then no requested choice may be missing."""
 
 
 @dataclass(slots=True)

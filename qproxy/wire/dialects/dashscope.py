@@ -105,7 +105,9 @@ class Decoder:
         self._declared = function_declarations.normalizer_for(target)
         self._texts = IncrementalOrCumulative(request=asked)
         self._extras = deltas.ChunkExtras(native=True)
-        self._has_ended = False
+        self._started: set[int] = set()
+        self._ended: set[int] = set()
+        """Choices that sent something, and those that had a finish reason."""
         self._found: dict[str, JSON] = {}
         self._unread: JSON = None
         """The last event, if it is no generation; its words explain a response that is cut after it."""
@@ -131,7 +133,8 @@ class Decoder:
         events += [
             event for one in _events(data, self._plan) if self._is_new(one) for event in self._texts.feed(one)
         ]
-        self._has_ended = self._has_ended or any(isinstance(event, ChoiceFinished) for event in events)
+        self._started.update(getattr(event, "choice", 0) for event in events)
+        self._ended.update(event.choice for event in events if isinstance(event, ChoiceFinished))
         return events
 
     def _is_new(self, event: Event) -> bool:
@@ -142,9 +145,10 @@ class Decoder:
         return event.info != before
 
     def close(self) -> list[Event]:
-        """Finish the stream: without an end mark its end is good after the finish of each choice."""
-        end: list[Event] = []
-        if self._unread is not None and not self._has_ended:
+        """Finish the stream: its end is good after the finish reasons of all choices."""
+        is_complete = bool(self._ended) and self._started <= self._ended
+        end: list[Event] = [StreamDone(implied=True)] if is_complete else []
+        if self._unread is not None and not self._ended:
             end = [StreamFailed(unknown_body_error(self._unread, "a generation"))]
         return [*self._texts.close(), *end]
 

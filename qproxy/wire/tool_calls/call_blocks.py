@@ -75,14 +75,18 @@ def is_all(
         return False
     end = yield from source.read_until(_END_TAG, 0, limit)
     while end >= 0:
-        offset, closers = end, (*function_tags.CLOSERS, *function_tags.OPENERS.values(), *orphans)
+        offset, closed, closers = (
+            end,
+            False,
+            (*function_tags.CLOSERS, *function_tags.OPENERS.values(), *orphans),
+        )
         while (tag := (yield from source.match_any(closers, offset))) is not None:
+            closed = closed or tag in function_tags.CLOSERS
             offset = yield from source.visible(offset + len(tag))
         if offset == len(source):
             return source.is_ended
         follows = yield from source.match_any((*function_tags.ENVELOPES, *function_tags.OPENERS), offset)
-        envelope = yield from source.match_any(function_tags.CLOSERS, end)
-        if follows is None and envelope is not None:
+        if follows is None and closed:
             return False
         end = yield from source.read_until(_END_TAG, offset, limit)
     return False

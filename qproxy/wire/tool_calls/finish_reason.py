@@ -75,6 +75,8 @@ class FinishReasonStage:
         if of_no_choice or isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
             yield item
         elif isinstance(item, StreamDone):
+            if item.implied and self._is_incomplete():
+                return  # a requested choice is missing
             yield from self._end(item)
             yield item
         elif isinstance(item, StreamFailed):

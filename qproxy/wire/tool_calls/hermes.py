@@ -2,6 +2,7 @@
 
     block := "<tool_call>" WS? (call | "[" call ("," call)* "]") WS? "</tool_call>"
     call  := an object with "name": string and "arguments" (or "parameters"): object | string | null
+             (of a declared function also with the keys in _NAMES; an object also with those in _OBJECTS)
 
 A call ends where its object closes, not at the first closing tag: strings may hold any markup. Nothing is
 committed before the name is known; from then on the arguments are passed on as they come, verbatim except for
@@ -23,21 +24,25 @@ from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.json_state import JSONState
 from qproxy.wire.tool_calls.json_strings import (
     MAX_HEAD,
+    MAX_WHITESPACE,
     UNITS,
     ControlCharEscaper,
     StringDecoder,
     decode_string,
     string_end,
+    strip_extra_brace,
     value_end,
 )
 from qproxy.wire.tool_calls.text_buffer import WINDOW, ParseSteps, TextBuffer
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
+_NAMES = ("tool_name", "function_name", "tool", "function")
+"""Other keys of a name, which must then be a declared one."""
 _ARGUMENTS = ("arguments", "parameters")
+_OBJECTS = ("args", "input", "params")
+"""Other keys of arguments, which must then be an object."""
 _CLOSER = re.compile(re.escape(CLOSER))
 _CODE_END = re.compile("</code>")
-MAX_WHITESPACE = 256
-"""Whitespace characters searched for a brace."""
 _EMPTY_CODE = re.compile(r'"code"\s{0,16}:\s{0,16}""\s{0,16}[,}]')
 _CODE_START = re.compile(
     r'(?<![:\\])(?<!: )"(?:c(?:o(?:d(?:e(?:"\s{0,16}(?::\s{0,16}(?:"(?:"\s{0,16})?)?)?)?)?)?)?)?\Z'
@@ -54,6 +59,8 @@ class _Head:
     end: int
     nested: bool = False
     """Whether the call is the `function` of another object, as in a response of OpenAI."""
+    known: bool = False
+    """Whether the name must be a declared one, because its key is not `name`."""
 
 
 def parse_call(
@@ -76,7 +83,9 @@ def parse_call(
     while True:
         head = yield from _head(source, offset)
         name = "" if head is None else tools.resolve(head.name)
-        if head is None or (declared and name not in tools):
+        if head is None or ((declared or head.known) and name not in tools):
+            return found
+        if not listed and head.arguments is None and (yield from _is_in_prose(source, head.end)):
             return found
         found = True
         sink.begin_call(name, spelling)
@@ -105,22 +114,36 @@ def _head(source: TextBuffer, start: int, *, nested: bool = False) -> ParseSteps
         if not source.may_start_with(":", colon):
             return None
         offset = yield from source.visible(colon + 1)
-        if key == "name":
+        if key == "name" or (key in _NAMES and source.may_start_with('"', offset)):
             end = yield from string_end(source, offset)
             name = decode_string(source.take_chunk(offset, end)).strip() if end > 0 else ""
-            return _Head(name, arguments, end, nested) if name else None
+            return _Head(name, arguments, end, nested, key != "name") if name else None
         if key == "function" and not nested and source.may_start_with("{", offset):
             return (yield from _head(source, offset, nested=True))
         end = yield from value_end(source, offset)
         if end < 0:
             return None
-        if key in _ARGUMENTS and arguments is None:
+        if arguments is None and _holds_arguments(source, key, offset):
             arguments = source.take_chunk(offset, end)
         comma = yield from source.visible(end)
         if not source.may_start_with(",", comma):
             return None
         offset = yield from source.visible(comma + 1)
     return None
+
+
+def _holds_arguments(source: TextBuffer, key: str, offset: int) -> bool:
+    """Return whether the value at `offset` is a call's arguments, by its key."""
+    return key in _ARGUMENTS or (key in _OBJECTS and source.may_start_with("{", offset))
+
+
+def _is_in_prose(source: TextBuffer, offset: int) -> ParseSteps[bool]:
+    """Return whether an object with a name only ends at `offset`, and other text follows."""
+    offset = yield from source.visible(offset)
+    if not source.may_start_with("}", offset):
+        return False
+    after = yield from source.visible(offset + 1)
+    return after < len(source) and source.take_chunk(after, after + 1) not in "<{}[],"
 
 
 def _body(
@@ -154,7 +177,7 @@ def _body(
         if not source.may_start_with(":", colon):
             yield from _give_up(source, sink)
             return held
-        if key in _ARGUMENTS and not written:
+        if not written and _holds_arguments(source, key, offset):
             written = True
             source.consume(offset)
             held = yield from arguments(source, sink)
@@ -279,7 +302,7 @@ def is_broken(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
     while True:
         end = source.find(_CLOSER)
         if end >= 0:
-            sink.emit_arguments(_strip_extra_brace(source.take_chunk(0, end)))
+            sink.emit_arguments(strip_extra_brace(source.take_chunk(0, end)))
             source.consume(end)
             return
         if source.is_ended:
@@ -288,20 +311,8 @@ def is_broken(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
         text = source.take_chunk(0)
         partial = next((n for n in range(len(CLOSER) - 1, 0, -1) if text.endswith(CLOSER[:n])), 0)
         sure = len(text) - partial
-        sink.emit_arguments(source.consume(len(_strip_extra_brace(text[:sure]))))
+        sink.emit_arguments(source.consume(len(strip_extra_brace(text[:sure]))))
         yield from source.has_more()
-
-
-def _strip_extra_brace(text: str) -> str:
-    """Return the text without the call's closing brace and the whitespace around it (MAX_WHITESPACE)."""
-    end = _strip_whitespace(len(text), text)
-    if text[end - 1 : end] == "}":
-        end = _strip_whitespace(end - 1, text)
-    return text[:end]
-
-
-def _strip_whitespace(end: int, text: str) -> int:
-    return max(end - MAX_WHITESPACE, 0) + len(text[max(end - MAX_WHITESPACE, 0) : end].rstrip())
 
 
 def _after(source: TextBuffer, sink: EventEmitter, held: str, listed: bool) -> ParseSteps[tuple[int, bool]]:

@@ -14,6 +14,8 @@ from qproxy.wire.tool_calls.text_buffer import WINDOW, ParseSteps, TextBuffer
 
 MAX_HEAD = 64 * 1024
 """Characters held while a call has no name yet; a longer one is text."""
+MAX_WHITESPACE = 256
+"""Whitespace characters searched for a brace."""
 UNITS = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
 """The inside of a JSON string up to its end, or to an incomplete escape."""
 _QUOTE = re.compile(r'["\\]')
@@ -120,3 +122,15 @@ class StringDecoder:
         ):
             self.is_broken = self.finished = True
         return inside
+
+
+def strip_extra_brace(text: str) -> str:
+    """Return the text without the call's closing brace and the whitespace around it (MAX_WHITESPACE)."""
+    end = _strip_whitespace(len(text), text)
+    if text[end - 1 : end] == "}":
+        end = _strip_whitespace(end - 1, text)
+    return text[:end]
+
+
+def _strip_whitespace(end: int, text: str) -> int:
+    return max(end - MAX_WHITESPACE, 0) + len(text[max(end - MAX_WHITESPACE, 0) : end].rstrip())

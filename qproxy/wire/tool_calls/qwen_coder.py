@@ -13,7 +13,8 @@ HTML, or this very syntax. So a closing tag counts only with a legal successor:
     <parameter=K>   (in an unclosed value) at a line start, for a declared K that has no value yet
     </tool_call>    (in an unclosed value) at a line start, before <tool_call> or the end
 
-At the end of the response the line start is not required. One newline on each side of VALUE belongs to the
+At the end of the response the line start is not required. An example of this syntax in one line of VALUE is
+read over with its closing tags (`nested_tags`). One newline on each side of VALUE belongs to the
 syntax, all other whitespace to the value. A value that can only be a string is passed on as it comes; any
 other waits for its end and is converted by the declared schema (`coercion`).
 """
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
-from qproxy.wire.tool_calls import coercion
+from qproxy.wire.tool_calls import coercion, nested_tags
 from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.function_tags import (
     CLOSERS,
@@ -43,11 +44,13 @@ from qproxy.wire.tool_calls.function_tags import (
     text_argument,
 )
 from qproxy.wire.tool_calls.hermes import CLOSER, OPENER, as_call
+from qproxy.wire.tool_calls.nested_tags import NestedTags
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 MAX_VALUE = 8 * 1024 * 1024
 """Characters of a typed value held until its end; a longer one is text."""
 _KEY_END = re.compile(r"[>\n]")
+_ATTRIBUTE = re.compile(r"""["']?[\w.:-]*+["']?\Z""")
 _ANGLE = re.compile("<")
 
 
@@ -93,6 +96,11 @@ def parse_call(
         if not wrapped:
             sink.repairs["opener_missing"] += 1
         return True
+
+
+def _is_attribute(text: str) -> bool:
+    """Return whether a text may be the name or key of a tag."""
+    return _ATTRIBUTE.match(text) is not None
 
 
 class _Function:
@@ -177,6 +185,7 @@ class _Value:
         self._size = 0
         self._started = False
         self._last = "\n"
+        self._examples = NestedTags()
         self.is_closed = False
 
     def read(self) -> ParseSteps[str | None]:
@@ -238,6 +247,8 @@ class _Value:
             return
         text = self._source.consume(size)
         self._last = text[-1]
+        if "\n" in text:
+            self._examples.end_line()
         self._size += size
         if self._streams:
             self._write(("" if self._started else '"') + json_codec.quote(text)[1:-1])
@@ -252,10 +263,9 @@ class _Value:
         ends nothing.
         """
         source, function = self._source, self._function
-        tag = yield from source.match_any(
-            (END_PARAMETER, function.closer, *function.parameters, *function.outer_closers), offset
-        )
-        if tag is None:
+        tag = yield from source.match_any((*nested_tags.TAGS, *function.outer_closers), offset)
+        line_start = offset > 0 or self._last == "\n"
+        if tag is None or (not line_start and self._examples.closes(tag)):
             return -1
         after = offset + len(tag)
         if tag == END_PARAMETER:
@@ -263,9 +273,12 @@ class _Value:
                 (*function.parameters, function.closer, *function.outer_closers), after
             )
             return len(tag) if legal else -1
-        line_start = offset > 0 or self._last == "\n"
-        if tag in function.parameters:
-            legal = line_start and (yield from self._next_key(after))
+        if tag in nested_tags.OPENERS:
+            legal = tag in function.parameters and line_start and (yield from self._next_key(after))
+            if not legal and (yield from source.read_until(_KEY_END, after, MAX_NAME, _is_attribute)) >= 0:
+                self._examples.open(tag)
+        elif tag != function.closer and tag not in function.outer_closers:
+            return -1
         elif line_start:
             successors = (
                 (*function.outer_closers, OPENER, function.opener) if tag == function.closer else (OPENER,)

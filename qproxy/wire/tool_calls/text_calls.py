@@ -94,6 +94,8 @@ class _ChoiceParser:
         self._source = TextBuffer()
         self._blocks = CodeFenceTracker()
         self._literal_openers = 0
+        self._example = False
+        """Whether an envelope within a line of reasoning is open, whose calls are text as well."""
         self._reading: ParseSteps[None] | None = self._text()
 
     @property
@@ -214,12 +216,15 @@ class _ChoiceParser:
         """Read a call at the mark; return False, with nothing consumed, if it is text."""
         source, sink, tools, blocks = self._source, self.sink, self._tools, self._blocks
         strict = sink.reasoning
-        if blocks.is_inside or blocks.last_char == "`":
+        if blocks.is_inside or blocks.is_quoted:
             return False
         if strict and not blocks.at_line_start:
             is_all = yield from call_blocks.is_all(source, tools, _ORPHANS, MAX_THOUGHT_CALL)
             if not (is_all and self._answer_ended):
+                yield from self._track_example()
                 return False
+        if strict and self._example and (yield from self._is_in_example()):
+            return False
         if source.may_start_with("`"):
             return (
                 blocks.at_line_start
@@ -253,6 +258,22 @@ class _ChoiceParser:
         found = yield from marker_words.parse_call(source, sink, tools, marker_words.FLOWER_MARKERS)
         self._legacy = self._legacy or found
         return found
+
+    def _track_example(self) -> ParseSteps[None]:
+        """Note the begin and the end of an envelope in a line of reasoning that directly holds a call."""
+        source = self._source
+        marker = yield from source.match_any((*function_tags.ENVELOPES, *function_tags.CLOSERS))
+        if marker in function_tags.CLOSERS:
+            self._example = False
+        elif marker is not None:
+            start = yield from source.visible(len(marker))
+            self._example = (yield from source.match_any(tuple(function_tags.OPENERS), start)) is not None
+
+    def _is_in_example(self) -> ParseSteps[bool]:
+        """Return whether the tag at a line's start is within such an envelope; another envelope ends it."""
+        marker = yield from self._source.match_any((*function_tags.ENVELOPES, *function_tags.CLOSERS))
+        self._example = marker is None
+        return marker not in function_tags.ENVELOPES
 
     def _orphans(self, marker: str) -> ParseSteps[bool]:
         """Drop tags that close nothing beside a call: after one at once, before one when it has come."""

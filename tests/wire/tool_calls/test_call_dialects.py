@@ -4,6 +4,7 @@ alike.
 Each case is played whole, one character at a time and three at a time, and must give the same.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,12 @@ READ = {
     "a free-form tool's text as arguments": ('<tool_call>{"name": "run", "arguments": "x = 1;"}</tool_call>', [("run", '{"code": "x = 1;"}')]),
     "bare text after an element": ("<tool_call>\n<function>run</function>\nx = 1;\n</tool_call>", [("run", '{"code": "x = 1;"}')]),
     "bare text without its closing tag": ("<tool_call>\n<function=run>\nx = 1;\n</tool_call>", [("run", '{"code": "x = 1;"}')]),
+    "args": (f'<tool_call>{{"name": "get", "args": {A}}}</tool_call>', [PARIS]),
+    "input before the name": (f'<tool_call>{{"input": {A}, "name": "get"}}</tool_call>', [PARIS]),
+    "a text called input beside arguments": (f'<tool_call>{{"name": "get", "input": "x", "arguments": {A}}}</tool_call>', [PARIS]),
+    "tool_name": (f'<tool_call>{{"tool_name": "get", "params": {A}}}</tool_call>', [PARIS]),
+    "a function's name as a string": (f'<tool_call>{{"function": "get", "arguments": {A}}}</tool_call>', [PARIS]),
+    "tool in a list": (f'<tool_call>[{{"tool": "get", "arguments": {A}}}, {{"tool": "now"}}]</tool_call>', [PARIS, NOW]),
     "half of a closing tag": (f"<tool_call>{CALL}</tool_call>\n</func", [PARIS]),
 }  # fmt: skip
 
@@ -160,6 +167,13 @@ TEXT = {
     "JSON and prose in an invoke": f'<invoke name="get">{A} is how',
     "an end token after prose": "It ends.<|im_end|>",
     "the same opener twice": "<tools><tools>",
+    "an undeclared tool_name": '<tool_call>{"tool_name": "other", "arguments": {}}</tool_call>',
+    "a name alone in prose": 'A call such as <tool_call>{"name": "get"} lacks its arguments.',
+    "in quotes": f'He wrote "<tool_call>{CALL}</tool_call>" to me.',
+    "in a string of a program": f"s = '<function=get>{PARAMETER}</function>'",
+    "an added line of a diff": f"@@ -0,0 +1 @@\n+<tool_call>{CALL}</tool_call>\n",
+    "a removed line of a diff, indented": f"-    <tool_call>{CALL}</tool_call>\n",
+    "a quoted line": f"> <tool_call>{CALL}</tool_call>",
     "a bare prefix": "functions.get(city='Paris')",
 }
 
@@ -177,6 +191,30 @@ def test_a_value_holds_the_markup_of_other_dialects():
         call = f"<tool_call>\n<function=write>\n<parameter=content>\n{text}\n</parameter>\n</function>\n</tool_call>"
         _, [(_, arguments)], _ = same(call)
         assert text.replace('"', '\\"').replace("\n", "\\n") in arguments
+
+
+@pytest.mark.parametrize("before", ["- ", 'It is "Paris"', "1 > 0: ", "x - "])
+def test_a_call_after_a_mark_within_text(before):
+    """A list's item, a closing quote and a mark within a line make no example."""
+    assert same(f"{before}<tool_call>{CALL}</tool_call>")[1] == [PARIS]
+
+
+@pytest.mark.parametrize("envelope", ["tool_call", "function_calls"])
+def test_an_example_in_a_line_of_reasoning(envelope):
+    """Tags within an envelope that stands within a line are part of it; a later call is one."""
+    calls = f'\n<invoke name="get">\n{PARAMETER}\n</invoke>' * 2
+    example = f"Like this: <{envelope}>{calls}\n</{envelope}> it goes.\n"
+    assert same(ReasoningDelta(example))[1] == []
+    assert same(ReasoningDelta(f"{example}<tool_call>{CALL}</tool_call>"))[1] == [PARIS]
+
+
+@pytest.mark.parametrize("text", [text for text, _ in READ.values() if "\n" not in text])
+def test_a_value_holds_an_example_in_one_line(text):
+    """A file about calls is one value, whatever dialect a line of it shows."""
+    written = f"# Calls\n{text}\nSo it is.\n{text} and so on"
+    call = f"<tool_call>\n<function=write>\n<parameter=content>\n{written}\n</parameter>\n</function>\n</tool_call>"
+    _, [(_, arguments)], _ = same(call)
+    assert json.loads(arguments) == {"content": written}
 
 
 def test_text_after_a_call_stays():
