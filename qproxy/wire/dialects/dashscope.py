@@ -172,7 +172,9 @@ def _events(data: dict[str, JSON], plan: str) -> Iterator[Event]:
             continue
         number = deltas.choice_index(choice, position)
         message = choice.get("message") or choice.get("delta")
-        reason = finish_reasons.parse_reason(choice.get("finish_reason"))
+        reason = choice.get("finish_reason")
+        if reason is not None and not isinstance(reason, str):
+            reason = finish_reasons.parse_reason(reason)
         if reason == "error_finish":
             yield finish_reasons.error_finish(message, plan)
             return

@@ -50,7 +50,8 @@ def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> l
     ciphertext = delta.get("encrypted_content")
     if ciphertext and isinstance(ciphertext, str):
         events.append(EncryptedReasoning(ciphertext, choice))
-    text = parse_text(delta.get("content"))
+    content = delta.get("content")
+    text = parse_text(content)
     if text:
         events.append(TextDelta(text, choice, None if logprobs is None else parse_logprobs(logprobs)))
     refusal = delta.get("refusal")
@@ -66,7 +67,7 @@ def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> l
         events.append(_parse_call({"index": 0}, legacy, choice))
     if not _DELTA_FIELDS.issuperset(delta) and (extra := _unknown_fields(delta, _DELTA_FIELDS)):
         events.append(ExtraFields(extra, "delta", choice))
-    if isinstance(delta.get("content"), list) and (extra := _other_parts(delta["content"])):
+    if text is not content and isinstance(content, list) and (extra := _other_parts(content)):
         events.append(ExtraFields(extra, "delta", choice))
     return events
 

@@ -53,11 +53,11 @@ UNFINISHED = ("", "null")
 """Reasons that some servers send while they generate; they are an end only if nothing follows."""
 
 
-def parse_reason(value: JSON) -> str | None:
-    """Return a finish reason as text; SGLang's own is an object with a `type`."""
+def parse_reason(value: JSON) -> str:
+    """Return a finish reason of another type as text; SGLang's own is an object with a `type`."""
     if isinstance(value, dict) and isinstance(value.get("type"), str):
         return str(value["type"])
-    return value if value is None or isinstance(value, str) else json_codec.dumps(value).decode()
+    return json_codec.dumps(value).decode()
 
 
 def finish_event(reason: str, choice: int, matched: str | None = None) -> ChoiceFinished | StreamFailed:

@@ -169,7 +169,9 @@ class Decoder:
         logprobs = choice.get("logprobs")
         if delta is None and "text" in choice:  # of a completion
             delta, logprobs = {"content": choice["text"]}, deltas.chat_logprobs(logprobs)
-        reason = finish_reasons.parse_reason(choice.get("finish_reason"))
+        reason = choice.get("finish_reason")
+        if reason is not None and not isinstance(reason, str):
+            reason = finish_reasons.parse_reason(reason)
         if reason == "error_finish":
             return [finish_reasons.error_finish(delta, self._plan)]
         events: list[Event] = []

@@ -61,7 +61,7 @@ class CodeFenceTracker:
     def feed(self, text: str) -> None:
         if not text:
             return
-        self._before = text[-2] if len(text) > 1 else self.last_char
+        self._before = text[-2:-1] or self.last_char
         self.last_char = text[-1]
         if self._phase == "plain" and "\n" not in text:
             return
