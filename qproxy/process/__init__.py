@@ -20,6 +20,7 @@ gracefully.
   channel     a worker's end of the supervisor
   backoff     delays between restarts of a worker
   reload      reloads of the configuration
+  settings_history  the settings of the last start, for the audit log
   asgi        `qproxy.app`, for other ASGI servers
   log_setup   the log's destination and format
   systemd     notifications to systemd

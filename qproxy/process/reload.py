@@ -20,6 +20,7 @@ from qproxy.backends.api_keys import has_api_keys
 from qproxy.bootstrap.reload import RESTART_REQUIRED, effective_config, rebuild_state
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
+from qproxy.process.settings_history import SettingsHistory
 from qproxy.server import Server, ServerState
 from qproxy.system.pidfile import PidFile
 from qproxy.telemetry.audit import AuditEntry
@@ -38,14 +39,17 @@ class Reloader:
         rebuild: Callable[[Config, Config, ServerState], ServerState] = rebuild_state,
         *,
         audited: bool = True,
+        history: SettingsHistory | None = None,
     ) -> None:
-        """`audited` records changes in the audit log: of several workers, one does."""
+        """`audited` records changes in the audit log: of several workers, one does. `history` stores the
+        settings for the next start."""
         self._server = server
         self._config = config
         """The settings in effect."""
         self._load = load
         self._rebuild = rebuild
         self._audited = audited
+        self._history = history
         self._lock = trio.Lock()
 
     def settings(self) -> Config:
@@ -72,6 +76,8 @@ class Reloader:
         await self._server.reconfigure(state)
         for entry in entries:
             await state.audit.record(entry)
+        if self._history is not None:
+            self._history.update(effective)  # the audit log has these changes
         message = f"reloaded; changed: {', '.join(sorted(changed - RESTART_REQUIRED)) or 'nothing'}"
         if changed & RESTART_REQUIRED:
             message += f"; a restart is required for {', '.join(sorted(changed & RESTART_REQUIRED))}"

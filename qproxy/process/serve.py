@@ -25,6 +25,7 @@ from qproxy.process import log_setup
 from qproxy.process.banner import banner
 from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
+from qproxy.process.settings_history import SettingsHistory
 from qproxy.process.systemd import Notifier
 from qproxy.server import Server, ServerState
 from qproxy.system.directories import peer_directory
@@ -93,7 +94,9 @@ async def _run_server(
         log_setup.configure_logging(config, worker=spec and spec.number)  # other secrets, level or format
         return state
 
-    reloader = Reloader(server, config, read, rebuild, audited=spec is None or spec.number == 1)
+    audited = spec is None or spec.number == 1
+    history = SettingsHistory(data_dir(), config.port) if audited else None
+    reloader = Reloader(server, config, read, rebuild, audited=audited, history=history)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, notify if channel is None else _discard)
 
@@ -105,6 +108,8 @@ async def _run_server(
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
+        for entry in history.update(config) if history is not None else ():
+            await server.state.audit.record(entry)
         if config.probe_interval:  # otherwise nothing is sent but for clients
             nursery.start_soon(_fetch_lists, server)
         await _wait_for_tokens(server.state)

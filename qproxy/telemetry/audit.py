@@ -15,7 +15,7 @@ class AuditEntry:
     """One change that was made."""
 
     actor: str
-    """Who: `cli USER`, `dashboard ADDRESS`, `admin API ADDRESS`, or `reload`."""
+    """Who: `cli USER`, `dashboard ADDRESS`, `admin API ADDRESS`, `reload` or `start`."""
     action: str
     """What, as `noun.verb`: `key.create`."""
     subject: str

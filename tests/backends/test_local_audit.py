@@ -14,6 +14,7 @@ from qproxy.backends.local.audit import FileAuditLog
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.process.reload import Reloader
+from qproxy.process.settings_history import SettingsHistory
 from qproxy.telemetry.audit import AuditEntry
 from tests.helpers import accounts
 
@@ -111,3 +112,49 @@ async def test_a_reload_records_names_and_no_values(audited, tmp_path):
     ]
     assert "another" not in path.read_text()
     assert "admin-key" not in path.read_text()
+
+
+def test_settings_edited_between_two_starts(tmp_path):
+    """A start finds what differs from the last settings in effect, and the file has no value of them."""
+    before = Config(accounts=accounts("one", "two"), admin_key="correct-horse-battery", port=0)
+    one, two = before.accounts
+    after = replace(
+        before,
+        accounts=(replace(one, key="sk-another-0123456789"), replace(two, name="three")),
+        admin_key="another-horse-battery",
+        cors_origins=["https://chat.example"],
+    )
+    home = tmp_path / "home"
+    assert SettingsHistory(home, 80).update(before) == []  # nothing is known of an earlier start
+    assert SettingsHistory(home, 80).update(before) == []
+    found = [(entry.actor, entry.action, entry.subject) for entry in SettingsHistory(home, 80).update(after)]
+    assert found == [
+        ("start", "settings.change", "accounts, admin_key, cors_origins"),
+        ("start", "account.change", "one"),
+        ("start", "account.add", "three"),
+        ("start", "account.remove", "two"),
+    ]
+    assert SettingsHistory(home, 80).update(after) == []
+    path = home / "settings-80.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not any(word in path.read_text() for word in ("horse", "sk-", "chat.example"))
+    path.write_text('{"salt": 1}')
+    assert SettingsHistory(home, 80).update(before) == []
+
+
+def test_settings_that_cannot_be_stored(tmp_path, caplog):
+    """A data directory that cannot be written is a warning, and changes are found as before."""
+    (tmp_path / "file").write_text("")
+    assert SettingsHistory(tmp_path / "file", 80).update(Config(accounts=accounts("one"))) == []
+    assert "changes of settings before the next start will not be audited" in caplog.text
+
+
+async def test_a_reload_is_audited_once(tmp_path, monkeypatch):
+    """What a reload applied is no change at the next start."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    before = Config(accounts=accounts("one"), ledger="none")
+    after, history = replace(before, cors_origins=["https://chat.example"]), SettingsHistory(tmp_path, 80)
+    history.update(before)
+    reloader = Reloader(build_server(before), before, lambda: after, history=history)
+    assert (await reloader.reload())[0]
+    assert SettingsHistory(tmp_path, 80).update(after) == []
