@@ -67,7 +67,7 @@ def pages() -> Mapping[str, Path]:
     folder = next((folder for folder in FOLDERS if (folder / INDEX).is_file()), None)
     if folder is None:
         raise ConfigError("the documentation is not installed; see the project's repository.")
-    found = {page.stem: page for page in folder.glob("*.md") if page.name != INDEX}
+    found = {page.stem: page for page in folder.glob("*.md") if not page.name.startswith("README")}
     found |= {page.parent.name: page for page in folder.glob(f"*/{INDEX}")}
     return dict(sorted(found.items()))
 
