@@ -173,6 +173,17 @@ async def served(
         nursery.cancel_scope.cancel()
 
 
+class WebServer(Emulator):
+    """A server of web pages, which is no API."""
+
+    async def handle(self, stream):
+        head = (
+            b"HTTP/1.1 404 Not Found\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: 28\r\n\r\n"
+        )
+        while await stream.receive_some(2**16):
+            await stream.send_all(head + b"<!DOCTYPE html>\n<p>404</p>\n\n")
+
+
 @dataclass
 class H1Client:
     """One HTTP/1.1 connection."""

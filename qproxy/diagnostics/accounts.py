@@ -22,7 +22,7 @@ from qproxy.auth.credential_store import StorageError
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, key_warnings
 from qproxy.diagnostics import network, probes
-from qproxy.diagnostics.http_probe import HttpReply, fetch, versioned_base_url
+from qproxy.diagnostics.http_probe import WEB_PAGE_ADVICE, HttpReply, fetch, versioned_base_url
 from qproxy.diagnostics.probes import PARSER
 from qproxy.diagnostics.report import Finding, State, last_failed
 from qproxy.relay import embeddings
@@ -174,6 +174,10 @@ class AccountCheck:
         names, violations_found = bodies.check_models(reply.json())
         if (reply.status != 200 or violations_found) and (finding := await self._missing_version(credential)):
             found.append(finding)
+            return []
+        if reply.is_web_page:
+            text = f"a web page (status {reply.status})"
+            found.append(self.finding("models", "failed", text, WEB_PAGE_ADVICE))
             return []
         if reply.status != 200:
             failure = error_mapping.error_from_response(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qproxy.diagnostics import network, probes
-from qproxy.diagnostics.http_probe import HttpReply, fetch, versioned_base_url
+from qproxy.diagnostics.http_probe import WEB_PAGE_ADVICE, HttpReply, fetch, versioned_base_url
 from qproxy.diagnostics.probes import PARSER
 from qproxy.diagnostics.report import Finding, State, last_failed
 from qproxy.relay.chat_attempt import STREAM_TYPES
@@ -83,6 +83,11 @@ class ConformanceCheck:
                 text = f"{self.url} has no model list, {url} has one"
                 found.append(self._finding("models", "failed", text, f"use {url}"))
                 return None
+        if reply.is_web_page:
+            found.append(
+                self._finding("models", "failed", f"a web page (status {reply.status})", WEB_PAGE_ADVICE)
+            )
+            return None
         if reply.status != 200:
             found.append(self._finding("models", "failed", reply.message))
             return []

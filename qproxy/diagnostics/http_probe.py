@@ -11,6 +11,7 @@ from qproxy.wire.dialects.error_mapping import error_from_response
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import Headers, HTTPRequest
 
+WEB_PAGE_ADVICE = "check the base URL: an API answers with JSON, usually at a path that ends with /v1"
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 """Limit for a model list, or for the response to a small test request."""
 
@@ -35,14 +36,20 @@ class HttpReply:
             return None
 
     @property
+    def is_web_page(self) -> bool:
+        """Return whether it is for a browser, so that the URL is not that of an API."""
+        return self.header(b"content-type").lower().startswith("text/html")
+
+    @property
     def message(self) -> str:
-        """Return the status and the error message of the body."""
+        """Return the status and the error message of the body, in one line."""
         if 300 <= self.status < 400:
             return error_from_response(self.status, self.headers, self.body).message
         body = self.json()
         error = body.get("error", body.get("message")) if isinstance(body, dict) else None
         text = error.get("message") if isinstance(error, dict) else error
-        return f"status {self.status}: {str(text or self.body[:200].decode(errors='replace'))[:300]}"
+        words = str(text or self.body[:200].decode(errors="replace")).split()
+        return f"status {self.status}: {' '.join(words)[:300]}"
 
 
 async def versioned_base_url(transport: UpstreamTransport, base_url: str, headers: Headers) -> str | None:

@@ -20,7 +20,7 @@ from qproxy.emulator.faults import DONE, ScriptedReply, chunk
 from qproxy.transport import UpstreamTransport
 from tests.auth.helpers import signed
 from tests.defaults import transport_limits
-from tests.helpers import world
+from tests.helpers import WebServer, world
 
 BASE = "http://127.0.0.1:1/v1"
 OPEN = AccountConfig("mine", "openai_compatible", base_url=BASE)
@@ -104,6 +104,18 @@ async def test_no_model_list_and_no_model():
     found = await check_account(Emulator(), entry)
     assert (states(found)["models"], states(found)["chat"]) == ("warning", "failed")
     assert [finding.name for finding in found if finding.advice] == ["models"]
+
+
+async def test_a_web_page_instead_of_an_api():
+    """An account whose base URL is that of web pages has failed; nothing else is tested."""
+    entry = AccountConfig("mine", "openai_compatible", base_url="http://127.0.0.1:1/console")
+    found = await check_account(WebServer(), entry)
+    assert (found[-1].name, found[-1].state, found[-1].message) == (
+        "models",
+        "failed",
+        "a web page (status 404)",
+    )
+    assert "check the base URL" in found[-1].advice
 
 
 async def test_a_base_url_without_its_version():

@@ -16,7 +16,7 @@ from qproxy.emulator.faults import DONE, FAULTS, ScriptedReply, chunk, event, js
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.conformance import RULES
 from tests.defaults import transport_limits
-from tests.helpers import served, world
+from tests.helpers import WebServer, served, world
 
 URL = "http://127.0.0.1:1/v1"
 NOT_FOUND = json_reply({"error": {"message": "no", "type": "t", "param": None, "code": None}}, 404)
@@ -65,6 +65,14 @@ async def test_a_base_url_without_its_version(monkeypatch):
     async with probed(Emulator().handle) as found:
         assert [finding.name for finding in found] == ["connection", "clock", "models"]
         assert (found[-1].state, found[-1].advice) == ("failed", "use http://127.0.0.1:1/compatible-mode/v1")
+
+
+async def test_a_web_page_instead_of_an_api():
+    """A web server that is no API is named in one line with the cause, and nothing else is tested."""
+    async with probed(WebServer().handle) as found:
+        assert [finding.name for finding in found] == ["connection", "clock", "models"]
+        assert (found[-1].state, found[-1].message) == ("failed", "a web page (status 404)")
+        assert "check the base URL" in found[-1].advice
 
 
 async def test_a_conforming_server():
