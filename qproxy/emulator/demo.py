@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -53,6 +54,8 @@ WEATHER_REPORT = {"sky": "light rain", "temperature": 17}
 CALCULATION_QUESTION = "What is '2**64 / 3'?"
 CALCULATE = {"expression": {"type": "string", "description": "In Python's notation"}}
 ANSWER_TIMEOUT = 30.0
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a demo that a signal ended."""
 HOW_TO = """
 Serving until Ctrl+C. Point any OpenAI client at it, with any key:
 
@@ -189,13 +192,24 @@ async def _main(port: int, once: bool, say: PrintFunction, raw: PrintFunction, l
 
         url = f"{(await nursery.start(serve))[0]}/v1"
         say(f"qproxy listening on {url} (accounts: the built-in emulator)")
-        await converse(url, say, raw)
-        if missing:
-            say(f"{NO_TOOL}{missing}")
-        else:
-            await calculate(url, say, raw)
+        async with trio.open_nursery() as requests:
+            requests.start_soon(_cancel_at, stop, requests.cancel_scope)
+            await converse(url, say, raw)
+            if missing:
+                say(f"{NO_TOOL}{missing}")
+            else:
+                await calculate(url, say, raw)
+            requests.cancel_scope.cancel()
+        if stop.is_set():
+            return INTERRUPTED
         if once:
             stop.set()
         else:
             say(HOW_TO.format(url=url, model=MODEL, origin=url.removesuffix("/v1")))
     return 0
+
+
+async def _cancel_at(stop: trio.Event, scope: trio.CancelScope) -> None:
+    """Cancel the demo's requests once a signal arrived: the server that they need is stopping."""
+    await stop.wait()
+    scope.cancel()

@@ -272,6 +272,19 @@ def test_the_demo():
         assert "6.148914691236517e+18" in said[-2]
 
 
+def test_ctrl_c_during_the_demo():
+    """A signal ends the demo at once with its exit code, not with an error of the request it was sending."""
+    lines: list[str] = []
+
+    def say(line):
+        lines.append(line)
+        if line.startswith("> "):
+            signal.raise_signal(signal.SIGINT)
+
+    assert demo.run(0, True, say) == demo.INTERRUPTED
+    assert lines[2:] == ["Shutting down: waiting for in-flight requests. Press Ctrl+C again to quit now."]
+
+
 def test_serving_without_an_account_says_what_to_do(monkeypatch, capsys):
     """No account is a usage error with a way out."""
     for name in ("DASHSCOPE_API_KEY", "BAILIAN_CODING_PLAN_API_KEY", "BAILIAN_TOKEN_PLAN_API_KEY"):
