@@ -15,7 +15,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from qproxy.cli.errors import WRONG_USAGE, run_command
 from qproxy.cli.help import VARIABLES, HelpPage
@@ -63,6 +63,10 @@ ALL = "completion"
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line; its subcommands have the same class."""
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help. Raises OSError if it cannot be written, which argparse ignores."""
+        print_result(self.format_help().rstrip())
+
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USAGE, f"{self.prog}: error: {message}\n")
 
@@ -98,7 +102,7 @@ def _run(command_line: Sequence[str]) -> int:
     top = build_parser(command_line[:1] if known else COMMANDS)
     arguments = _parse(top, command_line)
     if arguments.command is None:
-        print_result(top.format_help().rstrip())
+        top.print_help()
         return WRONG_USAGE
     return resolve_command(arguments.command).run(arguments)
 
@@ -113,11 +117,26 @@ def _parse(top: argparse.ArgumentParser, command_line: Sequence[str]) -> argpars
         top.error(f"unknown command {command!r}.{suggestion(command, COMMANDS)}")
     arguments, unknown = top.parse_known_args(command_line)
     if unknown:
-        option = unknown[0].partition("=")[0]
-        kind = "option" if option.startswith("-") else "argument"
-        flags = [flag for spec in describe_parser(top).all() for o in spec.options for flag in o.flags]
-        top.error(f"unknown {kind} {option!r}.{suggestion(option, flags) if kind == 'option' else ''}")
+        top.error(_describe_unknown(unknown[0].partition("=")[0], arguments))
     return arguments
+
+
+def _describe_unknown(word: str, arguments: argparse.Namespace) -> str:
+    """Return the error for a word that a command does not accept: what was probably meant, or where to look.
+
+    A suggestion is an option of this command; an option of other commands names those.
+    """
+    top = describe_parser(build_parser())
+    path = [word for word in (top.names[0], arguments.command, getattr(arguments, "action", None)) if word]
+    help_command = f"See {' '.join(path)} --help."
+    if not word.startswith("-"):
+        return f"unknown argument {word!r}. {help_command}"
+    commands = {" ".join(spec.names): [flag for o in spec.options for flag in o.flags] for spec in top.all()}
+    own = [flag for name, flags in commands.items() if " ".join(path).startswith(name) for flag in flags]
+    owners = [name for name, flags in commands.items() if word in flags]
+    if owners:
+        return f"unknown option {word!r}, which {owners[0]} has. {help_command}"
+    return f"unknown option {word!r}.{suggestion(word, own) or f' {help_command}'}"
 
 
 def _is_text(argument: str) -> bool:

@@ -6,12 +6,15 @@ in one line. Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
+from qproxy import config as configuration
 from qproxy.access.api_keys import ApiKeyStoreError
 from qproxy.cli.output import print_error
 from qproxy.config.accounts import ConfigError
@@ -19,6 +22,8 @@ from qproxy.config.accounts import ConfigError
 FAILURE, WRONG_USAGE = 1, 2
 BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else FAILURE
 """Exit code of a program whose reader, such as `head`, has closed the pipe."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+UNUSABLE_ADVICE = " Set QPROXY_HOME to a directory that this user can write."
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -90,15 +95,24 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return the file and the reason of an operating system's error, without its number."""
+    """Return the file and the reason of an operating system's error, without its number, and what to do."""
     if error.strerror is None:
         return str(error)
     reason = error.strerror.rstrip(".")
-    return (
-        f"{os.fsdecode(error.filename)}: {reason}."
-        if isinstance(error.filename, str | bytes)
-        else f"{reason}."
-    )
+    if not isinstance(error.filename, str | bytes):
+        return f"{reason}."
+    path = os.fsdecode(error.filename)
+    is_unusable = error.errno in UNUSABLE and _is_of_data_directory(Path(path))
+    return f"{path}: {reason}.{UNUSABLE_ADVICE if is_unusable else ''}"
+
+
+def _is_of_data_directory(path: Path) -> bool:
+    """Return whether a path is the data directory, a file in it, or a directory above it."""
+    try:
+        home, path = configuration.data_dir().absolute(), path.absolute()
+    except (ConfigError, OSError):  # no home directory, or no working directory
+        return False
+    return path.is_relative_to(home) or home.is_relative_to(path)
 
 
 def _discard_output() -> None:

@@ -17,6 +17,7 @@ from qproxy import config as configuration
 from qproxy.cli.help import DONE, HelpPage
 from qproxy.cli.output import print_note, print_result
 from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
+from qproxy.config.urls import split_url
 
 HELP = "write a configuration file from three questions, and check it"
 PAGE = HelpPage(
@@ -116,9 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{path} exists and was not changed; remove it, or name another with --config.")
     answers = _answers(arguments)
     _write(path, answers.text())
-    print_result(f"Wrote {path}.")
-    if answers.public:
-        _create_key(path)
+    try:
+        print_result(f"Wrote {path}.")
+        if answers.public:
+            _create_key(path)
+    except BaseException:  # so that the command can be repeated
+        os.unlink(path)
+        raise
     print_note("")
     code = check.run(
         argparse.Namespace(config=path, url=None, key=None, model=None, json=False, offline=arguments.offline)
@@ -136,7 +141,7 @@ def _answers(arguments: argparse.Namespace) -> Answers:
         raise ConfigError("pass --key or --upstream, or run it on a terminal, where it asks.")
     try:
         key = getpass.getpass("DashScope API key, not shown (Enter for none): ").strip()
-        upstream = input("Base URL of your own Qwen server (Enter for none): ").strip()
+        upstream = _ask_upstream()
         public = arguments.public or input("Serve other machines, too? [y/N] ").strip().lower() in (
             "y",
             "yes",
@@ -144,6 +149,15 @@ def _answers(arguments: argparse.Namespace) -> Answers:
     except EOFError:
         raise ConfigError("the input ended; nothing was written.") from None
     return Answers(key, upstream, public)
+
+
+def _ask_upstream() -> str:
+    """Ask for a base URL until it is valid, or empty for none. Raises EOFError."""
+    while (url := input("Base URL of your own Qwen server (Enter for none): ").strip()) and not split_url(
+        url
+    ):
+        print_note("It must be http(s)://host[:port]/path, without a query or password.")
+    return url
 
 
 def _write(path: str, text: str) -> None:

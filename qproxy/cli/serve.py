@@ -141,7 +141,11 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     """Return the command line of a worker: the same Python, the same import path, the same flags."""
     values = {name: getattr(arguments, name) for name in ("config", *configuration.SETTINGS)}
     flags = [_flag(name, value) for name, value in values.items() if value is not None]
-    safely = [] if os.getcwd() in sys.path or "" in sys.path else ["-P"]
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # deleted
+        folder = ""
+    safely = [] if folder in sys.path or "" in sys.path else ["-P"]
     return [sys.executable, *safely, "-m", "qproxy", "serve", *flags]
 
 

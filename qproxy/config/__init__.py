@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qproxy.config.accounts import accounts_from_env, load_key, logged_in_accounts
+from qproxy.config.accounts import ConfigError, accounts_from_env, load_key, logged_in_accounts
 from qproxy.config.parsing import load_toml, parse, read_environment
 from qproxy.config.reference import default_text, setting_groups, table
 from qproxy.config.settings import SETTINGS, TYPES, Config
@@ -83,16 +83,19 @@ def load(
 def config_file(path: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
     """Return `path`, $QPROXY_CONFIG, or qproxy.toml if it exists in the working directory."""
     environ = os.environ if environ is None else environ
-    return path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
+    return path or environ.get("QPROXY_CONFIG") or (FILE if os.path.lexists(FILE) else None)
 
 
 def data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the data directory: $QPROXY_HOME, or qproxy in the XDG data directory."""
+    """Return the data directory: $QPROXY_HOME, or qproxy in the XDG data directory. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     if environ.get("QPROXY_HOME"):
         return Path(environ["QPROXY_HOME"])
     data = environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
+    try:
+        return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
+    except RuntimeError:  # neither HOME nor an entry in the user database
+        raise ConfigError("this user has no home directory; set QPROXY_HOME to a directory.") from None
 
 
 def client_key() -> str | None:

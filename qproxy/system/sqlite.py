@@ -64,6 +64,12 @@ def open_readonly(path: Path, *, patience: float) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=patience)
 
 
+def is_damage(error: Exception) -> bool:
+    """Return whether an error means that the file is damaged, or no database at all."""
+    codes = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", None) in codes
+
+
 def read_error(path: Path) -> str | None:
     """Return why a file cannot be read as a database, None if it can."""
     try:

@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from qproxy import __main__, cli
-from qproxy.cli import errors
+from qproxy.cli import errors, serve
 from qproxy.config import SETTINGS
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:1/v1")
@@ -87,6 +87,18 @@ def test_a_configuration_file(command, content, message, home, capsys):
     assert failure(capsys, command, "--config", "qproxy.toml") == (2, f"qproxy: {message}")
 
 
+@pytest.mark.parametrize("kind", ["a directory", "a dangling link"])
+def test_a_configuration_file_that_is_none(kind, home, capsys):
+    """A qproxy.toml that cannot be read is named, though no flag names it."""
+    path = home / "qproxy.toml"
+    if kind == "a directory":  # what a bind mount makes of a missing file
+        path.mkdir()
+    else:
+        path.symlink_to("missing.toml")
+    code, line = failure(capsys, "serve", *UPSTREAM)
+    assert (code, line.startswith("qproxy: cannot read qproxy.toml (")) == (2, True), line
+
+
 def test_a_byte_order_mark_is_ignored(home, capsys):
     """A configuration file that an editor saved with a byte order mark is read."""
     (home / "qproxy.toml").write_bytes(b'\xef\xbb\xbfupstream = "http://127.0.0.1:1/v1"\n')
@@ -162,6 +174,22 @@ USAGE = {
         ["serve", "--wrkers=2"],
         "qproxy: error: unknown option '--wrkers'. Did you mean '--workers'?",
     ),
+    "a flag of another command": (
+        ["check", "--upstream", "http://x"],
+        "qproxy: error: unknown option '--upstream', which qproxy init has. See qproxy check --help.",
+    ),
+    "a flag of the whole program": (
+        ["usage", "--version"],
+        "qproxy: error: unknown option '--version', which qproxy has. See qproxy usage --help.",
+    ),
+    "a flag like none": (
+        ["keys", "create", "--colour"],
+        "qproxy: error: unknown option '--colour'. See qproxy keys create --help.",
+    ),
+    "a word too many": (
+        ["keys", "create", "alice"],
+        "qproxy: error: unknown argument 'alice'. See qproxy keys create --help.",
+    ),
 }
 
 
@@ -184,6 +212,65 @@ def test_a_port_out_of_range(command, text, home, capsys):
         cli.main([command, f"--port={text}"])
     assert ended.value.code == 2
     assert "argument --port: expected a port from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_read_only_home(number, home, capsys, monkeypatch):
+    """A data directory that cannot be created is named with the variable that chooses another one."""
+
+    def refuse(path, mode=0o777, parents=False, exist_ok=False):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    reason = os.strerror(number)
+    assert failure(capsys, "keys", "create") == (
+        1,
+        f"qproxy: {home}/data: {reason}. Set QPROXY_HOME to a directory that this user can write.",
+    )
+
+
+def test_no_home(home, capsys, monkeypatch):
+    """A user without a home directory is told which variable names a directory."""
+
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("QPROXY_HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", fail)
+    line = "qproxy: this user has no home directory; set QPROXY_HOME to a directory."
+    assert failure(capsys, "keys", "list") == (2, line)
+
+
+DAMAGED = {
+    "the keys": ("keys.json", ("keys", "list"), 2, "restore it from a backup."),
+    "the ledger": ("ledger.sqlite3", ("usage",), 1, "move it away, and a new one is created."),
+    "the states": ("accounts.db", ("accounts",), 1, "move it away, and a new one is created."),
+}
+
+
+@pytest.mark.parametrize(("name", "words", "code", "advice"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file(name, words, code, advice, home, capsys, monkeypatch):
+    """A damaged file of the data directory is named with what to do."""
+    monkeypatch.setenv("QPROXY_UPSTREAM", "http://127.0.0.1:1/v1")
+    path = home / "data" / name
+    path.parent.mkdir()
+    path.write_text("{" * 4096)
+    result, line = failure(capsys, *words)
+    assert result == code
+    assert line.startswith(f"qproxy: {path}: ")
+    assert line.endswith(advice)
+
+
+def test_a_deleted_working_directory(home, monkeypatch):
+    """The command line of a worker needs no working directory."""
+
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    arguments = cli.build_parser(["serve"]).parse_args(["serve", *UPSTREAM])
+    monkeypatch.setattr(os, "getcwd", fail)
+    assert serve._command(arguments)[-2:] == ["serve", f"--upstream={UPSTREAM[1]}"]
 
 
 DATA_COMMANDS = {
@@ -241,6 +328,7 @@ def test_output_that_cannot_be_written(number, code, message, home, capsys, monk
     """A full device is named; a closed pipe ends the command silently."""
     monkeypatch.setattr("sys.stdout", FullDevice(number))
     assert (cli.main(["completion", "bash"]), capsys.readouterr().err) == (code, message)
+    assert (cli.main(["--help"]), capsys.readouterr().err) == (code, message)
 
 
 DESCRIBED = {

@@ -151,7 +151,7 @@ MISTAKES = {
         ["keys", "create", "--nmae", "x"],
         "unknown option '--nmae'. Did you mean '--name'?",
     ),
-    "an argument": (["usage", "x"], "unknown argument 'x'."),
+    "an argument": (["usage", "x"], "unknown argument 'x'. See qproxy usage --help."),
 }
 
 

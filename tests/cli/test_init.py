@@ -76,6 +76,25 @@ def test_questions(folder, monkeypatch, capsys):
     assert "sk-secret" not in str(capsys.readouterr())
 
 
+def test_an_invalid_base_url_is_asked_for_again(folder, monkeypatch, capsys):
+    """A mistyped base URL does not cost the answers before it."""
+    answers = iter(["localhost:1", "http://127.0.0.1:1", ""])
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "sk-1")
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    assert cli.main(["init", "--offline"]) == 0
+    assert [account.base_url for account in config.load().accounts if account.name == "upstream"] == [OWN]
+    assert capsys.readouterr().err.startswith("It must be http(s)://host[:port]/path")
+
+
+def test_a_key_that_cannot_be_created(folder, capsys):
+    """Where the data directory cannot be written, no file remains that a second run would find."""
+    (folder / "data").write_text("a file")
+    assert cli.main(["init", "--offline", "--upstream", OWN, "--public"]) == 2
+    assert f"{folder}/data" in capsys.readouterr().err
+    assert not (folder / "qproxy.toml").exists()
+
+
 class Terminal(io.StringIO):
     """Standard input of a person."""
 

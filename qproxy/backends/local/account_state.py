@@ -33,7 +33,7 @@ from qproxy.accounts.shared_state import (
     to_json,
 )
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant
-from qproxy.system.sqlite import open_database, open_readonly, transaction
+from qproxy.system.sqlite import is_damage, open_database, open_readonly, transaction
 
 T = TypeVar("T")
 log = logging.getLogger("qproxy.accounts")
@@ -128,8 +128,14 @@ def read(path: Path) -> dict[str, AccountState]:
 def _map_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError, ValueError, TypeError, ArithmeticError) as error:
-        raise StateStoreError(f"{path}: {error}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise StateStoreError(
+            f"{path}: {reason}; set account_state_file to a file that can be written."
+        ) from None
+    except (sqlite3.Error, ValueError, TypeError, ArithmeticError) as error:
+        advice = "; move it away, and a new one is created." if is_damage(error) else ""
+        raise StateStoreError(f"{path}: {error}{advice}") from None
 
 
 def _open(path: Path, wall_clock: float) -> sqlite3.Connection:

@@ -168,7 +168,8 @@ def _extract(archive: Path, directory: Path) -> Backup:
     except FileNotFoundError:
         raise BackupError(f"{archive}: no such file.") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, tarfile.TarError) as error:
-        raise BackupError(f"{archive}: not a complete backup of qproxy ({error}).") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BackupError(f"{archive}: not a complete backup of qproxy ({reason}).") from None
     return backup
 
 

@@ -28,7 +28,7 @@ def read(path: Path) -> list[ApiKey]:
     except OSError as error:
         raise ApiKeyStoreError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ApiKeyStoreError(f"{path}: not a key file ({type(error).__name__}: {error}).") from None
+        raise ApiKeyStoreError(f"{path}: not a key file ({error}); restore it from a backup.") from None
 
 
 def create(path: Path, **fields: Any) -> tuple[ApiKey, str]:

@@ -14,7 +14,7 @@ import sqlite3
 from pathlib import Path
 
 from qproxy.ledger.protocol import LedgerError
-from qproxy.system.sqlite import open_database, open_readonly, transaction
+from qproxy.system.sqlite import is_damage, open_database, open_readonly, transaction
 from qproxy.wire.dialects.request_rules import RENAMED_RULES
 
 BUSY_SECONDS = 5.0
@@ -174,7 +174,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             connection.close()
             raise LedgerError(f"{path}: was not written by this version of qproxy.")
     except sqlite3.Error as error:
-        raise LedgerError(f"{path}: not a ledger ({error}).") from None
+        advice = "; move it away, and a new one is created" if is_damage(error) else ""
+        raise LedgerError(f"{path}: not a ledger ({error}){advice}.") from None
     return connection
 
 
