@@ -205,6 +205,13 @@ def open_merged_ledgers(config: Config, files: Iterable[Path]) -> LedgerReader:
     return open_merged([own, *files] if own is not None and own.exists() else files)
 
 
+def describe_ledger_database(config: Config) -> str:
+    """Connect to the ledger's database, and describe it. Raises LedgerError, ConfigError."""
+    with _database_errors():
+        from qproxy.backends.postgres.ledger_reader import describe
+    return describe(_address(config))
+
+
 @contextmanager
 def _database_errors() -> Iterator[None]:
     """Raise ConfigError where the ledger's database cannot be used by these settings."""

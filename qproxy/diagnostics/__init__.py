@@ -2,6 +2,7 @@
 
 report        findings, and the report for people and programs
 system        files and their permissions, limits, the port
+databases     the databases that several machines share
 tools         the sandbox, MCP servers and tools
 network       the route to a server: DNS, proxy, TLS, clock
 http_probe    a whole HTTP response

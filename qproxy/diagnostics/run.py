@@ -25,6 +25,7 @@ from qproxy.diagnostics import system
 from qproxy.diagnostics import tools as tool_checks
 from qproxy.diagnostics.accounts import AccountCheck, account_check
 from qproxy.diagnostics.conformance import ConformanceCheck
+from qproxy.diagnostics.databases import check_databases
 from qproxy.diagnostics.report import CONFIGURATION, Finding
 from qproxy.sandbox import SystemSandbox
 
@@ -67,6 +68,7 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
+        found += [] if offline else await check_databases(config)
         states = await _load_states(config)
         for account in state.relay.accounts.accounts:
             if account.identity in states:

@@ -26,6 +26,7 @@ from qproxy.backends.postgres.ledger import PostgresUsageLedger
 from qproxy.backends.postgres.ledger_reader import PostgresLedgerReader
 from qproxy.bootstrap.models import package_catalog
 from qproxy.config import Config
+from qproxy.diagnostics.databases import check_databases
 from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import to_row
@@ -279,6 +280,32 @@ async def test_tables_of_a_newer_version_are_left_alone(url, database, ledger, s
         PostgresLedgerReader(PostgresAddress(url, timeout=5.0))
     await ledger.aclose()
     assert spool.count() == 1
+
+
+async def test_the_database_is_checked(url, postgres, database):
+    """`qproxy check` connects as a server does: it names an empty schema, tables that fit, and what prevents
+    use."""
+
+    async def check(**settings):
+        (finding,) = await check_databases(Config(**settings))
+        return finding.state, finding.message
+
+    empty = postgres.create_schema()
+    assert await check_databases(Config(ledger="ledger.sqlite3")) == []
+    for given, expected in (
+        (empty, ("ok", "the server will make its tables")),
+        (url, ("ok", "version 18, tables of this version")),
+        (f"{postgres.url}&options=-csearch_path%3Dnowhere", ("failed", "may not create tables")),
+        ("postgresql://me:s3cret@127.0.0.1:1/usage", ("failed", "refused")),
+    ):
+        state, message = await check(ledger=given)
+        assert state == expected[0]
+        assert expected[1] in message
+        assert "s3cret" not in message
+    database.execute("INSERT INTO schema_version (version) VALUES (1000)")
+    assert (await check(ledger=url))[0] == "failed"
+    state, message = await check(ledger=url, ledger_password_file="/nowhere")
+    assert (state, "ledger_password_file" in message) == ("failed", True)
 
 
 def test_a_command_needs_a_ledger(url):

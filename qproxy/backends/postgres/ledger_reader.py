@@ -16,6 +16,28 @@ T = TypeVar("T")
 QUERY_SECONDS = 60.0
 
 
+def describe(address: PostgresAddress) -> str:
+    """Connect, and return what is there. Raises LedgerError if a server could not use it."""
+    connection = address.connect()
+    try:
+        number, allowed = connection.info.server_version, _may_create(connection)
+        known = schema.version(connection)
+        schema.check_not_newer(known)
+    except (psycopg.Error, LedgerError) as error:
+        raise LedgerError(f"{address}: {address.reason(error)}.") from None
+    finally:
+        connection.close()
+    if not allowed:
+        raise LedgerError(f"{address}: the role may not create tables in its schema.")
+    state = "tables of this version" if known == len(schema.MIGRATIONS) else "the server will make its tables"
+    return f"{address}, version {number // 10000}, {state}"
+
+
+def _may_create(connection: Connection) -> bool:
+    query = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+    return connection.execute(query).fetchone() == (True,)
+
+
 class PostgresLedgerReader(LedgerQueries[Connection]):
     """The ledger of all machines. Queries block: a command has nothing else to do."""
 

@@ -141,9 +141,14 @@ def check_version(connection: Connection) -> None:
 
 def _is_current(connection: Connection) -> bool:
     known = version(connection)
-    if known > len(MIGRATIONS):
-        raise LedgerError(f"the tables were made by a newer qproxy (schema version {known}).")
+    check_not_newer(known)
     return known == len(MIGRATIONS)
+
+
+def check_not_newer(known: int) -> None:
+    """Raise LedgerError for a version that this program does not know."""
+    if known > len(MIGRATIONS):
+        raise LedgerError(f"the tables were made by a newer qproxy (schema version {known})")
 
 
 def lock(connection: Connection) -> None:
