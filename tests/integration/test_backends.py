@@ -12,7 +12,7 @@ from tests.backends.fakes import Fakes
 from tests.dashboard.browser import ADMIN_KEY, Browser
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.integration.test_login import HOST, ask
-from tests.relay.test_tool_loop import ASK, MIXED, THEIRS, add, message, saying, turn_back
+from tests.relay.test_tool_loop import ASK, MIXED, THEIRS, add, message, next_request, saying
 
 ADMIN = [(b"authorization", f"Bearer {ADMIN_KEY}".encode())]
 
@@ -100,7 +100,7 @@ async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
             backends=fakes.backends(), functions=[add], emulator=emulator, **settings_of(home)
         ) as three:
             emulator.script(saying("All."))
-            assert (await three.post(turn_back(reply, "r1", "r2"), headers=carl))[0] == 200
+            assert (await three.post(next_request(reply, "r1", "r2"), headers=carl))[0] == 200
             hidden = [m["content"] for m in emulator.requests[-1].body["messages"] if m["role"] == "tool"]
             assert hidden[0] == "5"
 

@@ -1,4 +1,4 @@
-"""Probes of failing accounts: who sends them, how often, and what /readyz makes of them."""
+"""Probes of failing accounts: their account, their rate, and their effect on /readyz."""
 
 import pytest
 import trio
@@ -12,7 +12,7 @@ EMBED = {"model": "text-embedding-v4", "input": "hello"}
 
 
 async def ready(it):
-    """(status of /readyz, state of the only account)."""
+    """Return the status of /readyz and the state of the only account."""
     status, body = await it.get("/readyz")
     return status, *body["accounts"]
 
@@ -26,8 +26,8 @@ async def ready(it):
     ],
     ids=["a server that is down", "a rejected key", "embeddings"],
 )
-async def test_a_failing_account_is_found_to_work_again(autojump_clock, fault, attempts, path, body):
-    """No client's failure makes a server unready; a probe's does, and a probe's success ends that."""
+async def test_a_probe_decides_readiness(autojump_clock, fault, attempts, path, body):
+    """No client's failure makes a server unready; a failed probe does, and a successful probe ends it."""
     async with world(probe_interval=60) as it:
         assert await ready(it) == (200, "unknown")
         it.emulator.script(*[fault] * (attempts + 8))
@@ -56,7 +56,7 @@ async def test_probes_back_off(autojump_clock):
 
 
 async def test_probes_can_be_turned_off(autojump_clock):
-    """Without probes nothing is sent, and a failing account leaves the server ready."""
+    """Without probes a failing account leaves the server ready."""
     async with world(probe_interval=0) as it:
         it.emulator.script(*[DOWN] * 3)
         await it.post(HELLO)
@@ -66,8 +66,8 @@ async def test_probes_can_be_turned_off(autojump_clock):
         assert await ready(it) == (200, "failing")
 
 
-async def test_a_probe_tests_the_account_that_fails(autojump_clock):
-    """With another account that works, the probe is sent to the failing one."""
+async def test_a_probe_is_sent_to_the_failing_account(autojump_clock):
+    """A probe reaches the failing account even if another account works."""
     async with world(accounts=accounts("one", "two"), probe_interval=60) as it:
         it.emulator.script(REJECTED)
         assert (await it.post(HELLO))[0] == 200
@@ -77,8 +77,8 @@ async def test_a_probe_tests_the_account_that_fails(autojump_clock):
         assert (await it.get("/readyz"))[1]["accounts"] == {"ready": 2}
 
 
-async def test_a_model_that_is_missing_does_not_make_a_server_unready(autojump_clock):
-    """An account that has only rejected models fails, but is not down: their names come from clients."""
+async def test_a_missing_model_keeps_a_server_ready(autojump_clock):
+    """An account with only rejected models fails, but is not down, since clients choose the names."""
     async with world(probe_interval=60) as it:
         missing = {"error": {"message": "The model `made-up` does not exist", "code": "model_not_found"}}
         it.emulator.script(json_reply(missing, 404))

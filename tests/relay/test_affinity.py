@@ -1,4 +1,4 @@
-"""The keys of a conversation: its account stays the same from turn to turn."""
+"""Affinity keys of a conversation: its account stays the same across turns."""
 
 import json
 
@@ -8,20 +8,21 @@ from tests.helpers import HELLO, accounts, world
 
 
 def turn(*contents, **fields):
-    """A turn of user messages."""
+    """Return a turn of user messages."""
     return Turn("", 0, "m", [{"role": "user", "content": text} for text in contents], **fields)
 
 
-def test_by_the_first_messages():
-    """Without an id of the client, a conversation is its messages up to the user's first."""
+def test_affinity_by_the_first_messages():
+    """Without a client's id, the key depends on the messages up to the user's first."""
     first = affinity_key(turn("hi"))
     assert first == affinity_key(turn("hi", "more")) == prompt_key(turn("hi"))
     assert first != affinity_key(turn("ho"))
     assert affinity_key(turn()) == ""
 
 
-def test_by_the_clients_id():
-    """A session, else a prompt_cache_key, decides regardless of the messages; the key does not show it."""
+def test_affinity_by_the_clients_id():
+    """A session, otherwise a prompt_cache_key, decides regardless of the messages; the key does not contain
+    it."""
     session = affinity_key(turn("hi", session="s-1"))
     assert session == affinity_key(turn("compacted", session="s-1", params={"prompt_cache_key": "k"}))
     cached = affinity_key(turn("hi", params={"prompt_cache_key": "s-1"}))
@@ -33,7 +34,8 @@ def test_by_the_clients_id():
 
 
 async def test_a_session_keeps_its_account():
-    """Requests of one session reach one account, however it is named; sessions spread over the accounts."""
+    """Requests of one session reach one account, however the session is named; sessions spread over the
+    accounts."""
     async with world(accounts=accounts("one", "two", "three")) as it:
 
         async def account(path, session, number, **body):

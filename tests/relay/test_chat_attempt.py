@@ -1,4 +1,4 @@
-"""What an attempt leaves behind: nothing of the prompt while its response lasts."""
+"""An attempt holds nothing of the prompt while its response is streamed."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ def _turns():
 
 
 async def test_a_stream_does_not_hold_its_prompt(autojump_clock):
-    """Once a streamed response has started, no turn with messages is alive; its account's lease is."""
+    """Once a streamed response has started, no turn with messages is alive, while its account's lease is."""
     body = json.dumps({**HELLO, "stream": True, "tools": [{"type": "function", "function": {"name": "f"}}]})
     limited = accounts("one", tpm=100_000)
     kept = _turns()  # constants of other tests

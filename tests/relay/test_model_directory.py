@@ -1,4 +1,4 @@
-"""The list of models: fetched, kept after a failure, and replaced where an upstream has none."""
+"""The list of models: fetched, kept after a failure, and replaced if an upstream has none."""
 
 import json
 from contextlib import asynccontextmanager

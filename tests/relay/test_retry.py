@@ -1,5 +1,4 @@
-"""What is tried again, how often, for how long, and what the client is told: the upstream's table, row by
-row."""
+"""Retries: number, duration and the client's error for each row of the upstream's table."""
 
 import pytest
 import trio
@@ -17,29 +16,29 @@ from tests.accounts.factories import refusal as limit_error
 from tests.helpers import HELLO, accounts, world
 
 
-def refusal(status, code, message="no", **headers):
+def error_reply(status, code, message="no", **headers):
     return json_reply({"error": {"message": message, "code": code, "type": code}}, status, **headers)
 
 
 # An upstream's response; the calls with one account and with two; the client's status and x-should-retry.
 ROWS = {
-    "bad parameter": (refusal(400, "invalid_parameter_error"), 1, 1, 400, None),
-    "prompt too long": (refusal(400, "x", "Range of input length should be [1, 99]"), 1, 1, 400, None),
-    "moderation": (refusal(400, "data_inspection_failed"), 1, 1, 400, None),
-    "arrears": (refusal(400, "Arrearage"), 1, 2, 429, "false"),
-    "our key": (refusal(401, "invalid_api_key"), 1, 2, 502, "false"),
-    "no access": (refusal(403, "Model.AccessDenied"), 1, 2, 403, None),
-    "no such model": (refusal(404, "model_not_found"), 1, 2, 404, None),
-    "too large": (refusal(413, "x"), 1, 1, 413, None),
-    "requests a minute": (refusal(429, "limit_requests"), 1, 2, 429, "true"),
-    "tokens a minute": (refusal(429, "insufficient_quota"), 1, 2, 429, "true"),
-    "a burst": (refusal(429, "limit_burst_rate"), 3, 3, 429, "true"),
-    "throttling": (refusal(429, "throttling"), 3, 3, 429, "true"),
-    "free tier": (refusal(403, "AllocationQuota.FreeTierOnly"), 1, 2, 429, "false"),
-    "internal": (refusal(500, "internal_error"), 3, 3, 502, "true"),
-    "their time-out": (refusal(500, "InternalError.Timeout"), 1, 1, 504, "false"),
-    "overload": (refusal(503, "ServiceUnavailable"), 3, 3, 503, "true"),
-    "overload, for long": (refusal(503, "ServiceUnavailable", retry_after="9"), 1, 2, 503, "true"),
+    "bad parameter": (error_reply(400, "invalid_parameter_error"), 1, 1, 400, None),
+    "prompt too long": (error_reply(400, "x", "Range of input length should be [1, 99]"), 1, 1, 400, None),
+    "moderation": (error_reply(400, "data_inspection_failed"), 1, 1, 400, None),
+    "arrears": (error_reply(400, "Arrearage"), 1, 2, 429, "false"),
+    "our key": (error_reply(401, "invalid_api_key"), 1, 2, 502, "false"),
+    "no access": (error_reply(403, "Model.AccessDenied"), 1, 2, 403, None),
+    "no such model": (error_reply(404, "model_not_found"), 1, 2, 404, None),
+    "too large": (error_reply(413, "x"), 1, 1, 413, None),
+    "requests a minute": (error_reply(429, "limit_requests"), 1, 2, 429, "true"),
+    "tokens a minute": (error_reply(429, "insufficient_quota"), 1, 2, 429, "true"),
+    "a burst": (error_reply(429, "limit_burst_rate"), 3, 3, 429, "true"),
+    "throttling": (error_reply(429, "throttling"), 3, 3, 429, "true"),
+    "free tier": (error_reply(403, "AllocationQuota.FreeTierOnly"), 1, 2, 429, "false"),
+    "internal": (error_reply(500, "internal_error"), 3, 3, 502, "true"),
+    "their time-out": (error_reply(500, "InternalError.Timeout"), 1, 1, 504, "false"),
+    "overload": (error_reply(503, "ServiceUnavailable"), 3, 3, 503, "true"),
+    "overload, for long": (error_reply(503, "ServiceUnavailable", retry_after="9"), 1, 2, 503, "true"),
     "gateway": (ScriptedReply((b"bad gateway",), 502, "text/plain"), 3, 3, 502, "true"),
     "gateway time-out": (ScriptedReply((b"slow",), 504, "text/plain"), 1, 1, 504, "false"),
     "a web page": (FAULTS["fault-html"][1], 2, 2, 502, "true"),
@@ -59,13 +58,13 @@ ROWS = {
 
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "with another"])
 @pytest.mark.parametrize(("reply", "alone", "two", "status", "should"), ROWS.values(), ids=ROWS.keys())
-async def test_tries(reply, alone, two, status, should, others, autojump_clock):
-    """The number of calls, the status and x-should-retry are those of the table, within seconds; two accounts
-    take turns."""
+async def test_attempts(reply, alone, two, status, should, others, autojump_clock):
+    """The number of calls, the status and x-should-retry are those of the table, within 10 s; two accounts
+    alternate."""
     async with world(accounts=accounts(*(["one", "two"] if others else ["one"]))) as it:
         it.emulator.script(*[reply] * 9)
-        got, headers, body = await it.post(HELLO)
-        assert (got, headers.get("x-should-retry")) == (status, should), body
+        actual, headers, body = await it.post(HELLO)
+        assert (actual, headers.get("x-should-retry")) == (status, should), body
         calls = [seen.headers["host"] for seen in it.emulator.requests]
         assert len(calls) == (two if others else alone)
         assert len(set(calls)) == min(len(calls), 2 if others else 1)
@@ -73,34 +72,34 @@ async def test_tries(reply, alone, two, status, should, others, autojump_clock):
         assert it.sound()
 
 
-async def test_an_empty_answer_names_its_cause(autojump_clock):
-    """The 502 of an empty stream describes what was received."""
+async def test_an_empty_response_names_its_cause(autojump_clock):
+    """The 502 of an empty stream describes the received bytes."""
     async with world() as it:
         it.emulator.script(*[FAULTS["fault-empty"][1]] * 2, *[ScriptedReply((b": hi\n\n",))] * 2)
         assert "an empty body" in (await it.post(HELLO))[2]["error"]["message"]
         assert "6 bytes without content" in (await it.post(HELLO))[2]["error"]["message"]
 
 
-async def test_no_try_begins_late(autojump_clock):
-    """Slow failures are not repeated without end: after twenty seconds the client is told."""
+async def test_no_attempt_starts_late(autojump_clock):
+    """Slow failures are not retried without end: no attempt starts after twenty seconds."""
 
-    async def never(host, port):
+    async def hang(host, port):
         await trio.sleep_forever()
 
     async with world(upstream_connect_timeout=15.0) as it:
-        it.server.state.relay.transport._connect = never
+        it.server.state.relay.transport._connect = hang
         status, _, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (504, "upstream_timeout")
         assert trio.current_time() == pytest.approx(30.2)
 
 
-@pytest.mark.parametrize(("waits", "told"), [("7", "7"), ("0.2", "1"), ("3600", "120")])
-async def test_retry_after_is_passed_on(waits, told, autojump_clock):
+@pytest.mark.parametrize(("waits", "header"), [("7", "7"), ("0.2", "1"), ("3600", "120")])
+async def test_retry_after_is_forwarded(waits, header, autojump_clock):
     """The upstream's Retry-After reaches the client, in whole seconds and at most 120 of them."""
     async with world() as it:
-        it.emulator.script(*[refusal(429, "limit_requests", retry_after=waits)] * 2)
+        it.emulator.script(*[error_reply(429, "limit_requests", retry_after=waits)] * 2)
         _, headers, _ = await it.post(HELLO)
-        assert headers["retry-after"] == told
+        assert headers["retry-after"] == header
         assert int(headers["retry-after-ms"]) == min(float(waits) * 1000, 120_000)
 
 
@@ -113,8 +112,7 @@ async def test_retry_after_is_passed_on(waits, told, autojump_clock):
     wait=st.none() | st.floats(0, 100),
 )
 def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
-    """Whatever happens: nothing after 20 s, no third retry but for a new token, no waiting for longer than 2
-    s."""
+    """No attempt starts after 20 s, no third retry except for a new token, and no wait exceeds 2 s."""
     error = UpstreamError("x", retry=retry, retry_after=wait)
     action = next_action(error, attempts=tries, others=others, refreshed=refreshed, seconds=seconds)
     if action is not Action.GIVE_UP:
@@ -133,39 +131,41 @@ def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
         assert others
 
 
-async def test_every_account_is_asked_before_a_refusal_is_passed_on(autojump_clock):
-    """Four accounts without quota cost the client nothing when the fifth has some."""
+async def test_every_account_is_tried_before_an_error_is_returned(autojump_clock):
+    """Four accounts without quota cost the client nothing if the fifth has some."""
     names = ("one", "two", "three", "four", "five")
     async with world(accounts=accounts(*names, plan="coding")) as it:
-        it.emulator.script(*[refusal(429, "insufficient_quota", "week allocated quota exceeded")] * 4)
+        it.emulator.script(*[error_reply(429, "insufficient_quota", "week allocated quota exceeded")] * 4)
         assert (await it.post(HELLO))[0] == 200
         assert {seen.headers["host"] for seen in it.emulator.requests} == {f"{name}.test" for name in names}
         assert it.sound()
 
 
-async def test_the_most_hopeful_refusal_is_told(autojump_clock):
-    """A minute's limit of the account that has the model is the news, not that another one lacks it."""
+async def test_the_most_retryable_error_is_returned(autojump_clock):
+    """A rate limit of the account that has the model outranks another account's missing model."""
     for order in (1, -1):
         async with world(accounts=accounts("one", "two")) as it:
-            it.emulator.script(*[refusal(429, "limit_requests"), refusal(404, "model_not_found")][::order])
+            it.emulator.script(
+                *[error_reply(429, "limit_requests"), error_reply(404, "model_not_found")][::order]
+            )
             status, headers, _ = await it.post(HELLO)
             assert (status, headers["x-should-retry"]) == (429, "true")
             assert 1 < int(headers["retry-after"]) <= 60
 
 
-def test_errors_of_ours_say_whether_to_retry():
-    """Our own limits are worth another try, a client's mistake is left to the client's rules."""
+def test_errors_raised_by_qproxy_set_should_retry():
+    """An overload is retryable; a client's mistake is left to the client's rules."""
     assert OverloadedError("x").should_retry is True
     assert RequestError("x").should_retry is None
     assert RequestError("x", status=429, type="rate_limit_error").should_retry is True
 
 
-# The circuit
+# The circuit breaker
 
 DOWN = UpstreamError("x", retry=RetryHint.SOON)
 
 
-def opened(now=0.0):
+def open_circuit(now=0.0):
     circuit = CircuitBreaker()
     for _ in range(THRESHOLD):
         circuit.record_result(DOWN, now)
@@ -173,7 +173,7 @@ def opened(now=0.0):
 
 
 def test_a_circuit_opens_half_opens_and_closes():
-    """Failures in a row open it, one probe at a time may try, failures double the pause, a success closes
+    """Consecutive failures open it, one probe at a time may pass, failures double the pause, a success closes
     it."""
     circuit = CircuitBreaker()
     for _ in range(THRESHOLD - 1):
@@ -193,17 +193,17 @@ def test_a_circuit_opens_half_opens_and_closes():
     assert circuit.state(4.0) == "closed"
 
 
-def test_a_probe_that_says_nothing_is_followed_by_another():
-    """A client that leaves does not keep the circuit open for ever."""
-    circuit = opened()
+def test_an_undecided_probe_is_followed_by_another():
+    """A client that disconnects does not keep the circuit open."""
+    circuit = open_circuit()
     circuit.before_request(1.0)
     assert circuit.wait(1.0) == 1.0
     assert circuit.wait(2.0) == 0.0
 
 
-def test_failures_under_way_do_not_lengthen_the_pause():
-    """A hundred requests that were already there when it opened count as nothing new."""
-    circuit = opened()
+def test_failures_in_flight_do_not_lengthen_the_pause():
+    """A hundred requests in flight when the circuit opened do not count."""
+    circuit = open_circuit()
     for _ in range(100):
         circuit.record_result(DOWN, 0.5)
     assert circuit.wait(0.5) == 0.5
@@ -215,8 +215,8 @@ def test_failures_under_way_do_not_lengthen_the_pause():
         now += circuit.wait(now)
 
 
-def test_a_refusal_is_an_answer():
-    """Only what says that the server is down counts; a refusal proves that it is up."""
+def test_a_rejection_is_no_outage():
+    """Only an outage counts as a failure; a rejection shows that the server is up."""
     assert not is_outage(UpstreamError("x", status=429, retry=RetryHint.SOON))
     assert not is_outage(
         UpstreamError("x", status=502, code="upstream_credentials_exhausted", retry=RetryHint.REFRESH_TOKEN)
@@ -229,21 +229,21 @@ def test_a_refusal_is_an_answer():
     assert circuit.state(0.0) == "closed"
 
 
-async def test_a_server_that_is_down_is_left_alone(autojump_clock):
-    """With one account an open circuit answers at once; when the server is back, so is the account."""
+async def test_a_server_that_is_down_gets_no_requests(autojump_clock):
+    """With one account an open circuit rejects at once; the account is used again once the server is up."""
     async with world() as it:
-        await _down(it)
-        asked = len(it.emulator.requests)
+        await _open_circuit_of_server(it)
+        requests_before = len(it.emulator.requests)
         status, headers, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
         assert headers["x-should-retry"] == "true"
-        assert len(it.emulator.requests) == asked
+        assert len(it.emulator.requests) == requests_before
         await trio.sleep(1.1)
         assert (await it.post(HELLO))[0] == 200
 
 
-async def _down(it):
-    """Requests that fail, each at every try, until the last one's first opens the circuit."""
+async def _open_circuit_of_server(it):
+    """Send requests that fail on every attempt, until the first attempt of the last one opens the circuit."""
     it.emulator.script(*[ScriptedReply((CloseConnection(),))] * 3 * THRESHOLD)
     for number in range(THRESHOLD):
         assert (await it.post(HELLO))[0] == (503 if number == THRESHOLD - 1 else 502)
@@ -256,8 +256,8 @@ async def _down(it):
         ScriptedReply((event({"error": {"message": "x", "code": "InternalError"}}),))],
     ids=["500", "in a 200"],
 )  # fmt: skip
-async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autojump_clock):
-    """However often the server says itself that it failed, other requests go to it."""
+async def test_a_request_that_fails_with_a_server_error_opens_no_circuit(reply, autojump_clock):
+    """However often the server reports a failure itself, other requests are still sent to it."""
     async with world() as it:
         it.emulator.script(*[reply] * 3 * 2 * THRESHOLD)
         for _ in range(2 * THRESHOLD):
@@ -266,7 +266,7 @@ async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autoj
 
 
 async def test_an_open_circuit_moves_requests_elsewhere(autojump_clock):
-    """With another account nobody notices, and the broken one is not asked."""
+    """With another account clients see no error, and the broken one gets no requests."""
 
     class HalfDown(Emulator):
         def _reply(self, seen):
@@ -278,25 +278,25 @@ async def test_an_open_circuit_moves_requests_elsewhere(autojump_clock):
         for number in range(40):
             message = {"role": "user", "content": f"conversation {number}"}
             assert (await it.post({**HELLO, "messages": [message]}))[0] == 200
-        asked = [seen.headers["host"] for seen in it.emulator.requests]
-        assert asked.count("one.test") == THRESHOLD
+        requests_before = [seen.headers["host"] for seen in it.emulator.requests]
+        assert requests_before.count("one.test") == THRESHOLD
         assert it.sound()
 
 
-async def test_a_probe_is_one(autojump_clock):
-    """While a probe is under way, others are not sent after it."""
+async def test_one_probe_at_a_time(autojump_clock):
+    """While a probe is in flight, no other is sent."""
     async with world() as it, trio.open_nursery() as nursery:
-        await _down(it)
-        asked = len(it.emulator.requests)
+        await _open_circuit_of_server(it)
+        requests_before = len(it.emulator.requests)
         it.emulator.script(ScriptedReply((PauseStep(0.5), CloseConnection())))
         await trio.sleep(1.1)
         for _ in range(10):
             nursery.start_soon(it.post, HELLO)
         await trio.sleep(0.2)
-        assert len(it.emulator.requests) == asked + 1
+        assert len(it.emulator.requests) == requests_before + 1
 
 
-QUOTA = refusal(429, "insufficient_quota", "week allocated quota exceeded")
+QUOTA = error_reply(429, "insufficient_quota", "week allocated quota exceeded")
 
 
 async def test_a_topped_up_account_is_found_at_once(autojump_clock):
@@ -342,13 +342,13 @@ async def test_rate_limited_accounts_are_not_rechecked(limit, autojump_clock):
 
 NAMED = AccountConfig("named", base_url="http://named.test/v1", key="sk-test-key", models=["qwen3.7-*"])
 CATCH_ALL = AccountConfig("any", base_url="http://any.test/v1", key="sk-test-key")
-NO_MODEL = refusal(404, "model_not_found")
+NO_MODEL = error_reply(404, "model_not_found")
 CAUSES = {
-    "a failure": (refusal(500, "internal_error"), 502),
-    "an overload": (refusal(503, "overloaded"), 503),
-    "no access": (refusal(403, "access_denied", "unpurchased"), 403),
-    "a minute's limit": (refusal(429, "limit_requests"), 429),
-    "a wrong key": (refusal(401, "invalid_api_key"), 502),
+    "a failure": (error_reply(500, "internal_error"), 502),
+    "an overload": (error_reply(503, "overloaded"), 503),
+    "no access": (error_reply(403, "access_denied", "unpurchased"), 403),
+    "a minute's limit": (error_reply(429, "limit_requests"), 429),
+    "a wrong key": (error_reply(401, "invalid_api_key"), 502),
 }
 
 
@@ -375,7 +375,7 @@ async def test_a_cooling_account_that_names_the_model_is_tried(autojump_clock):
     async with world(accounts=(NAMED, CATCH_ALL)) as it:
         named = it.server.state.relay.accounts.accounts[0]
         named.record_failure(limit_error(LimitKind.MINUTE), trio.current_time())
-        answer_by_host(it.emulator, named=refusal(429, "limit_requests"), any=NO_MODEL)
+        answer_by_host(it.emulator, named=error_reply(429, "limit_requests"), any=NO_MODEL)
         status, headers, _ = await it.post(HELLO)
         assert (status, headers["x-should-retry"]) == (429, "true")
 

@@ -1,4 +1,4 @@
-"""Which own server counts a prompt's tokens, what is remembered of it, and when the count is estimated."""
+"""Prompt token counts: the upstream that counts, the cache of its form, and the estimate otherwise."""
 
 import json
 from typing import Any
@@ -12,11 +12,11 @@ from tests.helpers import HELLO, accounts, world
 
 PATH = "/v1/messages/count_tokens"
 ESTIMATE = 6
-"""Of `HELLO`, where no server counts."""
+"""The estimate for `HELLO`."""
 
 
 def reply(body, status=200):
-    """A response in JSON."""
+    """Return a JSON response."""
     return ScriptedReply((json.dumps(body).encode(),), status=status, content_type="application/json")
 
 
@@ -32,7 +32,7 @@ SERVERS: dict[str, dict[str, Any]] = {
 
 
 class TokenizerServer(Emulator):
-    """An emulator that counts tokens like a server of this name, after as many seconds."""
+    """An emulator that counts tokens like a server of this name, after a delay."""
 
     def __init__(self, name, seconds=0.0, status=400):
         super().__init__()
@@ -49,12 +49,12 @@ class TokenizerServer(Emulator):
 
 
 def server(emulator, **settings):
-    """A qproxy in front of an own server."""
+    """Return a qproxy in front of an OpenAI-compatible server."""
     return world(emulator=emulator, accounts=accounts("own", kind="openai_compatible"), **settings)
 
 
 async def count(it, **change):
-    """The tokens of a prompt."""
+    """Return the tokens of a prompt."""
     status, _, body = await it.post({**HELLO, **change}, PATH)
     assert status == 200
     return body["input_tokens"]
@@ -62,7 +62,7 @@ async def count(it, **change):
 
 @pytest.mark.parametrize(("name", "tokens"), [("vLLM", 21), ("llama.cpp", 22), ("SGLang", 23 + 4)])
 async def test_a_server_with_a_tokenizer(name, tokens):
-    """Its form is probed once, with a prompt of ours; then a count takes no more requests than it needs."""
+    """Its form is probed once, with a fixed prompt; then a count sends no more requests than it needs."""
     async with server(TokenizerServer(name)) as it:
         assert await count(it) == tokens
         probes = len(it.emulator.requests)
@@ -73,24 +73,24 @@ async def test_a_server_with_a_tokenizer(name, tokens):
         assert "Hello there" not in str([seen.body for seen in earlier])
 
 
-async def test_many_counts_at_once(autojump_clock):
-    """Counts that come together, as Claude Code does them, share one probe, whatever it finds."""
+async def test_concurrent_counts_share_one_probe(autojump_clock):
+    """Concurrent counts, as Claude Code sends them, share one probe, whatever it finds."""
     for name, tokens, requests in (("vLLM", 21, 1 + 14), ("none", ESTIMATE, len(FORMS))):
         found: list[int] = []
         async with server(TokenizerServer(name, seconds=0.1)) as it:
 
-            async def one(it=it, found=found):
+            async def count_once(it=it, found=found):
                 found.append(await count(it))
 
             async with trio.open_nursery() as nursery:
                 for _ in range(14):
-                    nursery.start_soon(one)
+                    nursery.start_soon(count_once)
             assert found == [tokens] * 14
             assert len(it.emulator.requests) == requests
 
 
 async def test_a_server_without_a_tokenizer(autojump_clock, monkeypatch):
-    """It is probed once an hour, and the tokens are estimated."""
+    """A server without a tokenizer is probed once an hour, and the tokens are estimated."""
     async with server(TokenizerServer("none")) as it:
         for _ in range(3):
             assert await count(it) == ESTIMATE
@@ -101,8 +101,8 @@ async def test_a_server_without_a_tokenizer(autojump_clock, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", [{"seconds": 3}, {"status": 503}], ids=str)
-async def test_a_server_that_fails(fault, autojump_clock):
-    """A tokenizer that is too slow or down is asked once a minute, and the tokens are estimated."""
+async def test_a_failing_tokenizer(fault, autojump_clock):
+    """A tokenizer that is too slow or down gets one request a minute, and the tokens are estimated."""
     emulator = TokenizerServer("vLLM", **fault)
     emulator.replies = {"/tokenize": lambda body: {"count": 21} if emulator.seconds else None}
     async with server(emulator, tokenize_timeout=2.0) as it:
@@ -111,8 +111,8 @@ async def test_a_server_that_fails(fault, autojump_clock):
         assert len(emulator.requests) == 1
 
 
-async def test_a_prompt_that_is_refused(autojump_clock):
-    """A prompt that the server does not take is estimated."""
+async def test_a_prompt_that_the_tokenizer_rejects(autojump_clock):
+    """A prompt that the server rejects is estimated."""
     emulator = TokenizerServer("vLLM")
     emulator.replies = {
         "/tokenize": lambda body: {"count": 21} if "Hello there" not in str(body) else None,
@@ -121,8 +121,9 @@ async def test_a_prompt_that_is_refused(autojump_clock):
         assert await count(it) == ESTIMATE
 
 
-async def test_it_can_be_switched_off():
-    """With tokenize_timeout 0 no server is asked, nor ever DashScope or a server of other models."""
+async def test_counting_can_be_disabled():
+    """With tokenize_timeout 0 no server gets a request, and neither does DashScope or a server of other
+    models."""
     own = accounts("own", kind="openai_compatible", models=["other"])
     for settings in (
         {"tokenize_timeout": 0.0, "accounts": accounts("own", kind="openai_compatible")},

@@ -1,4 +1,4 @@
-"""Answers in rounds: the model calls this server's tools, and the client sees one answer."""
+"""Responses in rounds: the model calls this server's tools, and the client receives one response."""
 
 import json
 import re
@@ -54,20 +54,20 @@ async def broken() -> str:
 
 
 def calling(*calls, text=None, thought=None, finish="tool_calls", usage=USAGE):
-    """A model's round that calls tools: (name, arguments) each."""
+    """Return a model's round that calls tools, given as (name, arguments)."""
     steps = [chunk({"role": "assistant", "content": ""})]
     steps += [chunk({"reasoning_content": thought})] if thought else []
     steps += [chunk({"content": text})] if text else []
     for index, (name, arguments) in enumerate(calls):
-        whole = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        arguments_text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         head = {"name": name, "arguments": ""}
         steps.append(
             chunk(
                 {"tool_calls": [{"index": index, "id": f"up_{index}", "type": "function", "function": head}]}
             )
         )
-        for piece in (whole[:3], whole[3:]):
-            steps.append(chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}))
+        for part in (arguments_text[:3], arguments_text[3:]):
+            steps.append(chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]}))
     steps += [chunk({}, finish), event({"choices": [], "usage": usage}), DONE]
     return ScriptedReply(tuple(steps))
 
@@ -93,8 +93,8 @@ def deltas(text, key):
     return [c["delta"][key] for item in chunks(text) for c in item["choices"] if c["delta"].get(key)]
 
 
-async def test_a_client_that_declares_nothing_sees_a_better_answer():
-    """The model calls our tool, reads its result, and the client gets the words of both rounds and no
+async def test_a_client_without_tools_gets_one_response():
+    """The model calls qproxy's tool and reads its result; the client gets the text of both rounds and no
     call."""
     async with world(functions=[add]) as it:
         it.emulator.script(
@@ -112,17 +112,17 @@ async def test_a_client_that_declares_nothing_sees_a_better_answer():
         assert headers["x-qproxy-tools"].startswith("add;ok=?1;ms=")
         first, second = it.emulator.requests
         assert [tool["function"]["name"] for tool in first.body["tools"]] == ["add"]
-        called, result = second.body["messages"][-2:]
-        assert called["content"] == "Let me see. "
-        assert called["reasoning_content"] == "Sums."
-        assert json.loads(called["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "b": 3}
-        assert result == {"role": "tool", "tool_call_id": called["tool_calls"][0]["id"], "content": "5"}
+        call, result = second.body["messages"][-2:]
+        assert call["content"] == "Let me see. "
+        assert call["reasoning_content"] == "Sums."
+        assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "b": 3}
+        assert result == {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": "5"}
         assert it.sound()
 
 
-async def test_a_stream_stays_a_stream():
-    """Pieces of every round flow, calls of ours are comments, and one finish with the summed usage ends
-    it."""
+async def test_a_stream_has_the_deltas_of_every_round():
+    """Deltas of every round are forwarded, qproxy's calls are comments, and one finish with the summed usage
+    ends the stream."""
     async with world(functions=[add, shout]) as it:
         it.emulator.script(
             calling(("add", {"a": 2, "b": 3}), ("shout", {"text": "hi"}), text="One"),
@@ -145,21 +145,21 @@ async def test_a_stream_stays_a_stream():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_asks_is_told_what_ran(stream):
-    """`"qproxy": {"include": ["tools"]}` brings the calls, with arguments and output, in the last chunk or
-    the body."""
+async def test_a_client_can_request_the_executed_calls(stream):
+    """`"qproxy": {"include": ["tools"]}` adds the calls, with arguments and output, to the last chunk or the
+    body."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 2, "b": 3})), saying("5"))
         ask = {**ASK, "qproxy": {"include": ["tools"]}}
-        told = chunks((await it.stream(ask))[1])[-1] if stream else (await it.post(ask))[2]
-        (ran,) = told["qproxy"]["tools"]
-        assert (ran["name"], ran["output"], ran["ok"]) == ("add", "5", True)
+        final = chunks((await it.stream(ask))[1])[-1] if stream else (await it.post(ask))[2]
+        (executed,) = final["qproxy"]["tools"]
+        assert (executed["name"], executed["output"], executed["ok"]) == ("add", "5", True)
         assert "qproxy" not in it.emulator.requests[0].body
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_tools_report_in_the_order_of_their_calls(stream, autojump_clock):
-    """However long each of them takes: in the header, in the comments and in the report."""
+async def test_tools_are_reported_in_the_order_of_their_calls(stream, autojump_clock):
+    """The header, the comments and the report keep this order, whatever each call takes."""
 
     @tools.function
     async def wait(seconds: float) -> float:
@@ -173,12 +173,12 @@ async def test_tools_report_in_the_order_of_their_calls(stream, autojump_clock):
         ask = {**ASK, "qproxy": {"include": ["tools"]}}
         if stream:
             _, text = await it.stream(ask)
-            told, body = re.findall(r": tool wait ok (\d+) ms", text), chunks(text)[-1]
+            final, body = re.findall(r": tool wait ok (\d+) ms", text), chunks(text)[-1]
         else:
             _, headers, body = await it.post(ask)
-            told = re.findall(r"wait;ok=\?1;ms=(\d+)", headers["x-qproxy-tools"])
-        assert told == [f"{seconds}000" if seconds else "0" for seconds in times]
-        assert [json.loads(ran["arguments"])["seconds"] for ran in body["qproxy"]["tools"]] == times
+            final = re.findall(r"wait;ok=\?1;ms=(\d+)", headers["x-qproxy-tools"])
+        assert final == [f"{seconds}000" if seconds else "0" for seconds in times]
+        assert [json.loads(executed["arguments"])["seconds"] for executed in body["qproxy"]["tools"]] == times
 
 
 WRONG = {
@@ -194,28 +194,28 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "arguments", "said"), WRONG.values(), ids=WRONG.keys())
-async def test_what_goes_wrong_goes_to_the_model(name, arguments, said, caplog):
-    """A call that cannot be run is answered with an error that the model reads, and the answer goes on."""
+@pytest.mark.parametrize(("name", "arguments", "expected_text"), WRONG.values(), ids=WRONG.keys())
+async def test_a_failed_call_is_reported_to_the_model(name, arguments, expected_text, caplog):
+    """A call that cannot be run gets an error that the model reads, and the response continues."""
     async with world(functions=[add, broken]) as it:
         it.emulator.script(calling((name, arguments)), saying("Sorry."))
         status, headers, body = await it.post(ASK)
         assert (status, message(body)["content"]) == (200, "Sorry.")
         result = it.emulator.requests[1].body["messages"][-1]
         assert result["role"] == "tool"
-        assert said in result["content"]
+        assert expected_text in result["content"]
         assert len(result["content"]) < 1500
         if name != "subtract":
             assert headers["x-qproxy-tools"].startswith(f"{name};ok=?0")
         assert "secret words" not in caplog.text + result["content"]
 
 
-async def test_a_slow_tool_is_stopped_and_the_others_are_not_held_up(autojump_clock):
+async def test_a_slow_tool_is_stopped_alone(autojump_clock):
     """Calls of a round run in parallel, each with its own time limit."""
-    begun, ended = [], []
+    started_at, ended = [], []
 
     async def slow(seconds: float) -> str:
-        begun.append(trio.current_time())
+        started_at.append(trio.current_time())
         try:
             await trio.sleep(seconds)
         finally:
@@ -225,16 +225,16 @@ async def test_a_slow_tool_is_stopped_and_the_others_are_not_held_up(autojump_cl
     slow = tools.function(timeout=10.0)(slow)
     async with world(functions=[slow]) as it:
         it.emulator.script(calling(("slow", {"seconds": 5}), ("slow", {"seconds": 500})), saying("Done."))
-        began = trio.current_time()
+        start = trio.current_time()
         assert (await it.post(ASK))[0] == 200
-        assert begun[0] == begun[1]
-        assert ended == [began + 5, began + 10]
+        assert started_at[0] == started_at[1]
+        assert ended == [start + 5, start + 10]
         results = [m["content"] for m in it.emulator.requests[1].body["messages"][-2:]]
         assert results == ["done", "Error: The tool did not finish within 10 s (timeout) and was killed."]
 
 
-async def test_comments_go_out_while_a_tool_runs(autojump_clock):
-    """A tool that runs for a minute is not interrupted by the comments that keep the client's connection."""
+async def test_keep_alive_comments_do_not_interrupt_a_tool(autojump_clock):
+    """A tool that runs for a minute continues while comments keep the client's connection open."""
     runs = []
 
     @tools.function(timeout=100.0)
@@ -251,8 +251,8 @@ async def test_comments_go_out_while_a_tool_runs(autojump_clock):
         assert runs == [1]
 
 
-async def test_no_account_is_held_while_tools_run(autojump_clock):
-    """The lease and the connection of a round are given back before its tools run."""
+async def test_no_account_is_leased_while_tools_run(autojump_clock):
+    """The lease and the connection of a round are released before its tools run."""
     seen = []
 
     @tools.function
@@ -268,9 +268,9 @@ async def test_no_account_is_held_while_tools_run(autojump_clock):
 
 @pytest.mark.parametrize("client", [h1, h2c])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_ends_its_tools(client, stream, autojump_clock):
-    """Within 100 ms of the disconnect the tools that run for a request are cancelled, streamed or not."""
-    running, gone = trio.Event(), trio.Event()
+async def test_a_disconnect_cancels_running_tools(client, stream, autojump_clock):
+    """Tools of a request are cancelled within 100 ms of the disconnect, streamed or not."""
+    running, finished = trio.Event(), trio.Event()
     when = []
 
     @tools.function(timeout=1000.0)
@@ -280,7 +280,7 @@ async def test_a_client_that_leaves_ends_its_tools(client, stream, autojump_cloc
             await trio.sleep(900)
         finally:
             when.append(trio.current_time())
-            gone.set()
+            finished.set()
         return ""
 
     async with world(functions=[forever]) as it:
@@ -291,16 +291,16 @@ async def test_a_client_that_leaves_ends_its_tools(client, stream, autojump_cloc
                 "POST", "/v1/chat/completions", body, [("content-type", "application/json")]
             )
             await running.wait()
-            left = trio.current_time()
+            disconnected_at = trio.current_time()
             await trio.aclose_forcefully(connection.stream)
-            await gone.wait()
-        assert when[0] - left < 0.1
+            await finished.wait()
+        assert when[0] - disconnected_at < 0.1
         await trio.testing.wait_all_tasks_blocked()
         assert it.sound()
 
 
-async def test_a_server_that_stops_ends_an_answer_whose_tool_runs(autojump_clock):
-    """When the time is up, a stream gets its error frame although a tool is still running."""
+async def test_the_request_timeout_ends_a_running_tool(autojump_clock):
+    """A stream gets its error frame at client_request_timeout although a tool is still running."""
 
     @tools.function(timeout=1000.0)
     async def forever() -> str:
@@ -316,8 +316,9 @@ async def test_a_server_that_stops_ends_an_answer_whose_tool_runs(autojump_clock
         assert (status, body["error"]["code"]) == (504, "request_timeout")
 
 
-async def test_after_the_last_round_tools_are_off():
-    """A model that never stops calling is asked once more without tools, and its calls then are not heard."""
+async def test_the_last_round_has_no_tools():
+    """A model that keeps calling gets one more request without tools, and its calls in that response are
+    ignored."""
     async with world(functions=[add], max_tool_rounds=2) as it:
         again = calling(("add", {"a": 1, "b": 1}))
         it.emulator.script(again, again, calling(("add", {"a": 1, "b": 1}), text="Enough."))
@@ -331,7 +332,8 @@ async def test_after_the_last_round_tools_are_off():
 
 
 async def test_a_forced_tool_is_forced_once():
-    """`tool_choice` that names our tool holds for the first round: else the model could never answer."""
+    """`tool_choice` that names qproxy's tool applies to the first round; otherwise the model could never
+    answer."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 1, "b": 1})), saying("2"))
         choice = {"type": "function", "function": {"name": "add"}}
@@ -340,8 +342,8 @@ async def test_a_forced_tool_is_forced_once():
         assert [seen.body.get("tool_choice") for seen in it.emulator.requests] == [choice, "auto"]
 
 
-async def test_a_call_that_was_cut_short_is_not_run():
-    """A round that ends with `length` ends the answer: half a call is no call."""
+async def test_a_truncated_call_is_not_run():
+    """A round that ends with `length` ends the response, since its call is incomplete."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", '{"a": 1'), text="So ", finish="length"))
         _, headers, body = await it.post(ASK)
@@ -351,8 +353,8 @@ async def test_a_call_that_was_cut_short_is_not_run():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_failure_between_rounds_is_told(stream, autojump_clock):
-    """An upstream that fails in a later round gives a whole answer its status and a stream its error
+async def test_a_failure_in_a_later_round_reaches_the_client(stream, autojump_clock):
+    """An upstream that fails in a later round gives a whole response its status and a stream its error
     frame."""
     refusal = json_reply({"error": {"message": "no", "code": "invalid_parameter_error"}}, 400)
     async with world(functions=[add]) as it:
@@ -368,8 +370,8 @@ async def test_a_failure_between_rounds_is_told(stream, autojump_clock):
         assert it.sound()
 
 
-async def test_retries_begin_anew_in_each_round(autojump_clock, caplog):
-    """A busy upstream in the fourth round is tried again as in the first."""
+async def test_each_round_has_its_own_retries(autojump_clock, caplog):
+    """A busy upstream in the fourth round is retried as in the first."""
     async with world(functions=[add], max_tool_rounds=8) as it:
         again, busy = calling(("add", {"a": 1, "b": 1})), json_reply({"error": {"message": "busy"}}, 503)
         it.emulator.script(again, again, again, busy, saying("done"))
@@ -385,8 +387,8 @@ MIXED = calling(
 )
 
 
-def turn_back(reply, *results):
-    """The client's next request, after its tools have run."""
+def next_request(reply, *results):
+    """Return the client's next request, after its tools have run."""
     answers = [
         {"role": "tool", "tool_call_id": call["id"], "content": result}
         for call, result in zip(reply["tool_calls"], results, strict=True)
@@ -394,8 +396,9 @@ def turn_back(reply, *results):
     return {**ASK, "tools": [THEIRS], "messages": [*ASK["messages"], reply, *answers]}
 
 
-async def test_mixed_turns_are_whole_for_the_model_and_plain_for_the_client():
-    """Ours run, the client's go out without gaps, and when it comes back the model sees the whole turn."""
+async def test_a_mixed_turn_is_complete_for_the_model_only():
+    """qproxy's calls run, the client's are sent without index gaps, and in the next request the model sees
+    the whole turn."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 7, "b": 7}), text="First. "), MIXED)
         _, headers, body = await it.post({**ASK, "tools": [THEIRS]})
@@ -407,7 +410,7 @@ async def test_mixed_turns_are_whole_for_the_model_and_plain_for_the_client():
         for _ in range(2):  # a client sends the whole history each time
             it.emulator.clear()
             it.emulator.script(saying("All."))
-            assert message((await it.post(turn_back(reply, "r1", "r2")))[2])["content"] == "All."
+            assert message((await it.post(next_request(reply, "r1", "r2")))[2])["content"] == "All."
             sent = it.emulator.requests[-1].body["messages"]
             assert [m["role"] for m in sent] == [
                 "user", "assistant", "tool", "assistant", "tool", "tool", "tool", "tool",
@@ -423,7 +426,7 @@ async def test_mixed_turns_are_whole_for_the_model_and_plain_for_the_client():
 
 
 async def test_the_calls_of_a_mixed_stream_are_dense():
-    """The client's calls have the indices 0 and 1 although ours stood between them."""
+    """The client's calls have the indices 0 and 1 although qproxy's were between them."""
     async with world(functions=[add]) as it:
         it.emulator.script(MIXED)
         _, text = await it.stream({**ASK, "tools": [THEIRS]})
@@ -442,13 +445,13 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(("head", "words", "later"), LOSSES.values(), ids=LOSSES.keys())
-async def test_after_a_loss_the_conversation_still_works(head, words, later, autojump_clock):
-    """What is forgotten, or another's, is not put back: the model then sees what the client sees."""
+async def test_a_conversation_works_without_its_stored_rounds(head, words, later, autojump_clock):
+    """Expired rounds, or another client's, are not restored: the model then sees what the client sees."""
     async with world(functions=[add], api_keys=["first", "second"]) as it:
         first = [(b"authorization", b"Bearer first")]
         it.emulator.script(MIXED)
         _, _, body = await it.post({**ASK, "tools": [THEIRS]}, headers=first)
-        back = turn_back(message(body), "r1", "r2")
+        back = next_request(message(body), "r1", "r2")
         back["messages"][0] = {"role": "user", "content": words}
         await trio.sleep(later)
         it.emulator.script(saying("All."))
@@ -459,8 +462,8 @@ async def test_after_a_loss_the_conversation_still_works(head, words, later, aut
         assert [m["content"] for m in sent if m["role"] == "tool"] == ["r1", "r2"]
 
 
-async def test_a_clients_own_tool_wins_over_ours():
-    """A client that has a tool of the same name gets its calls itself."""
+async def test_a_clients_tool_takes_precedence():
+    """A client that declares a tool of the same name gets its calls."""
     async with world(functions=[add]) as it:
         own = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
         it.emulator.script(calling(("add", {"a": 1, "b": 1})))
@@ -469,8 +472,8 @@ async def test_a_clients_own_tool_wins_over_ours():
         assert len(it.emulator.requests[0].body["tools"]) == 1
 
 
-async def test_an_undeclared_name_is_the_clients_to_refuse():
-    """With tools of its own a client gets calls of unknown names, as without ours."""
+async def test_a_call_of_an_undeclared_name_reaches_the_client():
+    """A client with tools of its own gets calls of unknown names, as without qproxy's tools."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("nobody", {})))
         _, _, body = await it.post({**ASK, "tools": [THEIRS]})
@@ -496,8 +499,8 @@ OFFERS = {
 
 
 @pytest.mark.parametrize(("rules", "fields", "offer", "offered"), OFFERS.values(), ids=OFFERS.keys())
-async def test_which_request_gets_which_tools(rules, fields, offer, offered):
-    """The first rule that fits decides, then the tool's own word; a client's choice is respected."""
+async def test_tool_rules(rules, fields, offer, offered):
+    """The first matching rule decides, then the tool's own policy; a client's choice is respected."""
     named = tools.function(name="add", policy=offer)(lambda: "")
     async with world(functions=[named], tool_rules=rules, api_keys=["sk-secret"]) as it:
         await it.post({**HELLO, **fields}, headers=[(b"authorization", b"Bearer sk-secret")])
@@ -505,8 +508,8 @@ async def test_which_request_gets_which_tools(rules, fields, offer, offered):
         assert ("add" in names) is offered
 
 
-async def test_a_rule_holds_for_a_model_by_any_of_its_names():
-    """An alias is no way around a rule for the model that it stands for, and may have a rule of its own."""
+async def test_a_rule_applies_to_a_model_by_any_name():
+    """An alias does not bypass a rule for its model, and may have a rule of its own."""
     named = tools.function(name="add", policy="always")(lambda: "")
     for patterns in (["qwen3*"], ["gpt-*"]):
         rules = (ToolRuleConfig(policy="never", models=patterns),)
@@ -515,8 +518,8 @@ async def test_a_rule_holds_for_a_model_by_any_of_its_names():
             assert "tools" not in it.emulator.requests[0].body
 
 
-async def test_a_text_to_complete_gets_no_tools():
-    """A program that completes as one types is not kept waiting for tools."""
+async def test_a_completion_gets_no_tools():
+    """Completions do not wait for tools."""
     async with world(functions=[add]) as it:
         assert (await it.post({"model": MODEL, "prompt": "def f("}, "/v1/completions"))[0] == 200
         assert "tools" not in it.emulator.requests[0].body
@@ -543,9 +546,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("wanted", "fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
-async def test_a_request_for_a_tool_that_is_not_to_be_had(wanted, fields, param, code):
-    """It is a 400 that names the place; a tool that one may not use is as unknown as one that is not
-    there."""
+async def test_rejects_an_unavailable_tool(wanted, fields, param, code):
+    """The 400 names the parameter; a forbidden tool is reported as an unknown one."""
     hidden = tools.function(name="hidden", policy="never")(lambda: "")
     async with world(functions=[add, hidden]) as it:
         status, _, body = await it.post({**ASK, "tools": wanted, **fields})
@@ -563,13 +565,13 @@ async def test_too_many_calls_at_once_are_not_run(autojump_clock):
         assert results[32:] == ["Error: not run, because more than 32 were called at once."] * 8
 
 
-async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock):
-    """A reload changes the tools of the next request, and a request under way keeps those that it has."""
-    begun, go = trio.Event(), trio.Event()
+async def test_a_reload_applies_to_the_next_request(autojump_clock):
+    """A reload changes the tools of the next request, and a request in flight keeps its own."""
+    started_at, go = trio.Event(), trio.Event()
 
     @tools.function
     async def old() -> str:
-        begun.set()
+        started_at.set()
         await go.wait()
         return "old"
 
@@ -581,7 +583,7 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
             answers.append(await it.post(ASK))
 
         nursery.start_soon(first)
-        await begun.wait()
+        await started_at.wait()
         runtime = tool_setup.build_tool_runtime(Config(), [add])
         await it.server.reconfigure(replace(it.server.state, tool_runtime=runtime))
         go.set()
@@ -591,9 +593,9 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
         assert [tool["function"]["name"] for tool in it.emulator.requests[3].body["tools"]] == ["add"]
 
 
-async def test_memory_is_bounded():
-    """What was not used for the longest time goes when there are too many, or too large ones; an hour ends
-    all."""
+async def test_stored_rounds_are_bounded():
+    """The least recently used rounds are dropped beyond the number or size allowed; an unused round expires
+    after an hour."""
     now = [0.0]
     rounds = MemoryToolRounds(seconds=3600, max_entries=3, max_bytes=1000, clock=lambda: now[0])
 
@@ -611,7 +613,7 @@ async def test_memory_is_bounded():
     assert rounds.is_empty
     await rounds.save("place", ("0",), [])
     now[0] = 3599.0
-    assert await known("0") == []  # which is a use
+    assert await known("0") == []  # which counts as a use
     now[0] = 7198.0
     assert await known("0") == []
     now[0] = 10798.0

@@ -1,5 +1,5 @@
-"""Cgroups of calls, on a tree of plain files: no machine of ours has a delegated one, so the kernel's part is
-not tested."""
+"""Cgroups of calls, tested on a tree of plain files: no test machine has a delegated cgroup, so the kernel's
+part is untested."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ MOUNT = "42 32 0:26 {root} {mount} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
 def tree(
     folder, *, own="/system.slice/qproxy.service/server", root="/", controllers="cpu memory pids", procs=""
 ):
-    """A process's view of a cgroup tree, and the directory above its own."""
+    """Return a process's view of a cgroup tree, and the directory above its own."""
     mount, proc = folder / "cgroup", folder / "proc"
     here = mount / own.removeprefix(root).lstrip("/")
     here.mkdir(parents=True)
@@ -31,11 +31,11 @@ def tree(
     return proc, here.parent
 
 
-def test_the_directory_above_the_servers_own_is_used(tmp_path):
-    """The controllers are turned on in it, and what a server that was killed left is removed, but no other
-    worker's."""
+def test_uses_the_parent_of_the_servers_cgroup(tmp_path):
+    """Its controllers are enabled; cgroups of a killed server are removed, those of another worker are
+    not."""
     proc, above = tree(tmp_path)
-    (above / "qproxy-call-4194305-1").mkdir()  # no process has a number beyond 2**22
+    (above / "qproxy-call-4194305-1").mkdir()  # no process has an id beyond 2**22
     (above / f"qproxy-call-{os.getpid()}-9").mkdir()
     found = cgroup.find_cgroups(proc, shutil.rmtree)
     assert found is not None
@@ -48,7 +48,7 @@ def test_the_directory_above_the_servers_own_is_used(tmp_path):
 
 
 def test_a_container_sees_a_part_of_the_tree(tmp_path):
-    """Paths are those below the root of the mount."""
+    """Paths are relative to the root of the mount."""
     proc, above = tree(tmp_path, own="/docker/1/app/server", root="/docker/1")
     found = cgroup.find_cgroups(proc, shutil.rmtree)
     assert found is not None
@@ -65,23 +65,23 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("given", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_where_no_cgroup_can_be_had(given, tmp_path):
-    """Calls run without one where the tree is not this server's, or cannot limit memory."""
+def test_runs_without_an_unusable_cgroup(given, tmp_path):
+    """Calls run without a cgroup if the tree is not this server's, or cannot limit memory."""
     proc, above = tree(tmp_path, **given)
     assert cgroup.find_cgroups(proc, shutil.rmtree) is None
     assert (above / "cgroup.subtree_control").read_text() == ""
 
 
-def test_without_cgroups_of_the_second_version(tmp_path):
-    """Older systems, and those without /proc, have none."""
+def test_runs_without_cgroups_v2(tmp_path):
+    """Older systems, and those without /proc, have no cgroup."""
     assert cgroup.find_cgroups(tmp_path) is None
     (tmp_path / "cgroup").write_text("4:memory:/old\n")
     (tmp_path / "mountinfo").write_text("1 2 0:3 / /proc rw - proc proc rw\n")
     assert cgroup.find_cgroups(tmp_path) is None
 
 
-def test_a_group_has_the_limits_of_a_call(tmp_path):
-    """Memory counts with what /tmp holds, nothing is swapped, and at the end all processes are killed."""
+def test_a_cgroup_has_the_limits_of_a_call(tmp_path):
+    """The memory limit includes /tmp, swap is off, and at the end all processes are killed."""
     seen = {}
 
     def remove(path):
@@ -102,24 +102,24 @@ def test_a_group_has_the_limits_of_a_call(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_each_call_is_in_a_group_before_it_begins(tmp_path):
-    """The first process of the sandbox is moved at the gate; the group is gone after the call."""
+async def test_a_call_joins_its_cgroup_before_it_starts(tmp_path):
+    """The first process of the sandbox is moved before it starts; the cgroup is removed after the call."""
     found = await bubblewrap.find_bubblewrap()
     if isinstance(found, SandboxUnavailable):
         return
     found.cgroups = CgroupTree(tmp_path, shutil.rmtree)
     async with found(["sleep", "1000"], SandboxPolicy()) as child:
         (group,) = tmp_path.iterdir()
-        moved = int((group / "cgroup.procs").read_text())
-        os.kill(moved, 0)  # it is there
+        process_id = int((group / "cgroup.procs").read_text())
+        os.kill(process_id, 0)  # the process exists
         child.kill()
     assert list(tmp_path.iterdir()) == []
     async with found(["true"], SandboxPolicy()) as child:
         assert (await communicate(child, b"", limit=100)).code == 0
 
 
-async def test_a_group_that_cannot_be_made_is_a_refusal(tmp_path):
-    """A call does not run without the limits that others had."""
+async def test_a_cgroup_that_cannot_be_created_fails_the_call(tmp_path):
+    """A call does not run without the limits of other calls."""
     found = bubblewrap.Bubblewrap("/bin/true", CgroupTree(tmp_path / "gone"))
     with pytest.raises(
         SandboxUnavailable, match=r"no cgroup can be made in .*gone: No such file or directory"

@@ -1,8 +1,7 @@
-"""Tools that mean harm, run for real behind the fence: each is contained, the server unharmed, the request
-answered.
+"""Hostile tools, run for real in the sandbox: each is contained, the server is unharmed, the request gets a
+response.
 
-On a machine that can make no sandbox every test here asserts the other thing instead: that the tool is
-refused.
+On a machine without a sandbox each test asserts instead that the tool is rejected.
 """
 
 import fcntl
@@ -27,14 +26,14 @@ from tests.relay.test_tool_loop import ASK, calling, saying
 
 PYTHON = shutil.which("python3", path=PATH) or os.path.realpath(sys.executable)
 NEEDED = [] if shutil.which("python3", path=PATH) else [sys.base_prefix]
-"""What this machine's Python needs to start in the fence: nothing, where it is the system's."""
+"""Paths that this machine's Python needs to start in the sandbox: none for the system's Python."""
 ASKED = {**ASK, "tools": [{"type": "qproxy", "name": "hostile"}]}
 SECRET = "a secret of the server"
 
 
 @pytest.fixture
 def place():
-    """A folder that everybody may enter: a server that runs as root runs its tools as nobody."""
+    """Yield a directory with mode 0777: a server that runs as root runs its tools as user nobody."""
     folder = Path(tempfile.mkdtemp(prefix="qproxy-test-")).resolve()
     folder.chmod(0o777)
     yield folder
@@ -48,9 +47,9 @@ def hostile(code, **given):
 
 
 @asynccontextmanager
-async def ran(tool, arguments=None):
-    """(world, what the model was told of the call, or None where no sandbox is available), after a whole
-    answer."""
+async def tool_result(tool, arguments=None):
+    """Yield (world, the tool's result as sent to the model, or None without a sandbox), after a whole
+    response."""
     site = SystemSandbox()
     await site.detect()
     async with world(tools=(tool,), site=site) as it:
@@ -176,8 +175,8 @@ ATTEMPTS = {
 
 
 @pytest.mark.parametrize("attempts", ATTEMPTS.values(), ids=ATTEMPTS.keys())
-async def test_what_a_tool_attempts_fails(attempts, place, monkeypatch):
-    """Whatever is outside its fence a tool cannot see, change, reach or become."""
+async def test_a_tool_cannot_leave_its_sandbox(attempts, place, monkeypatch):
+    """A tool cannot read, change, reach or become anything outside its sandbox."""
     (place / "secret").write_text(SECRET)
     (place / "given").mkdir()
     (place / "given" / "file").write_text("given")
@@ -196,15 +195,15 @@ async def test_what_a_tool_attempts_fails(attempts, place, monkeypatch):
             tmp_mb=8,
             memory_mb=256,
         )
-        async with ran(tool) as (_, told):
-            if told is not None:
-                assert "failed:" in told
-                assert "WORKED" not in told
-                assert SECRET not in told
+        async with tool_result(tool) as (_, result):
+            if result is not None:
+                assert "failed:" in result
+                assert "WORKED" not in result
+                assert SECRET not in result
     assert (place / "given" / "file").read_text() == "given"
 
 
-async def test_what_a_tool_may_do_it_can(place):
+async def test_a_tool_has_what_its_declaration_allows(place):
     """The declared paths, the declared variables, its own /tmp and children work."""
     (place / "given").write_text("given")
     (place / "mine").mkdir()
@@ -226,14 +225,14 @@ print(open({str(place / "given")!r}).read(), asked["n"], os.environ["GIVEN"], su
         env={"GIVEN": "yes"},
         parameters={"properties": {"n": {"type": "integer"}}},
     )
-    async with ran(tool, {"n": 7}) as (_, told):
-        if told is not None:
-            assert told == "given 7 yes b'child\\n'"
+    async with tool_result(tool, {"n": 7}) as (_, result):
+        if result is not None:
+            assert result == "given 7 yes b'child\\n'"
             assert (place / "mine" / "new").read_text() == "written"
 
 
-async def test_a_tool_sees_no_other_process_and_no_foreign_variable(monkeypatch):
-    """/proc has the tool's own processes, and the environment what was declared."""
+async def test_a_tool_sees_only_its_own_processes_and_variables(monkeypatch):
+    """/proc has the tool's own processes, and the environment the declared variables."""
     monkeypatch.setenv("QPROXY_UPSTREAM_KEY", SECRET)
     code = """
 import os, re
@@ -242,22 +241,22 @@ for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
 print(sorted(os.environ), os.getuid(), os.uname().nodename)
 print(re.findall("(?:NoNewPrivs|Seccomp|CapEff|CapBnd):.*", open("/proc/self/status").read()))
 """
-    async with ran(hostile(code)) as (_, told):
-        if told is not None:
-            assert told.count("process") <= 2
-            assert SECRET not in told
-            assert str(os.getpid()) not in told
+    async with tool_result(hostile(code)) as (_, result):
+        if result is not None:
+            assert result.count("process") <= 2
+            assert SECRET not in result
+            assert str(os.getpid()) not in result
             assert (
-                "['HOME', 'LANG', 'LC_CTYPE', 'PATH', 'PWD']" in told
-                or "['HOME', 'LANG', 'PATH', 'PWD']" in told
+                "['HOME', 'LANG', 'LC_CTYPE', 'PATH', 'PWD']" in result
+                or "['HOME', 'LANG', 'PATH', 'PWD']" in result
             )
-            assert "65534 sandbox" in told
-            assert "NoNewPrivs:\\t1" in told
-            assert "CapEff:\\t0000000000000000" in told
+            assert "65534 sandbox" in result
+            assert "NoNewPrivs:\\t1" in result
+            assert "CapEff:\\t0000000000000000" in result
 
 
-async def test_a_tool_inherits_three_files():
-    """Nothing else that the server has open is the tool's: its own standard streams, and no terminal."""
+async def test_a_tool_inherits_its_standard_streams_only():
+    """The tool has three open files of its own and no terminal."""
     code = """
 import os
 paths = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
@@ -268,14 +267,13 @@ except OSError as error: print(error.strerror)
     with socket.socket() as theirs, tempfile.TemporaryFile() as file:
         os.set_inheritable(theirs.fileno(), True)
         os.set_inheritable(file.fileno(), True)
-        async with ran(hostile(code)) as (_, told):
-            if told is not None:
-                assert told == "['pipe', 'pipe', 'pipe']\nNo such device or address"
+        async with tool_result(hostile(code)) as (_, result):
+            if result is not None:
+                assert result == "['pipe', 'pipe', 'pipe']\nNo such device or address"
 
 
-async def test_without_a_limit_on_files_the_sandbox_says_so(monkeypatch, caplog):
-    """Where nobody may set it, tools run without that limit, and the log and the sandbox's name say it
-    once."""
+async def test_an_unsupported_limit_on_files_is_logged(monkeypatch, caplog):
+    """If that limit cannot be set, tools run without it; the log and the sandbox's name report it once."""
     monkeypatch.setattr(remount, "__file__", "/nonexistent.py")
     found = await bubblewrap.find_bubblewrap()
     if isinstance(found, SandboxUnavailable):
@@ -285,8 +283,8 @@ async def test_without_a_limit_on_files_the_sandbox_says_so(monkeypatch, caplog)
     assert caplog.text.count("the files in a tool's /tmp have no limit") == 1
 
 
-async def test_a_fork_bomb_is_small():
-    """Processes are few, whoever runs the server, and all of them are gone with the call."""
+async def test_a_fork_bomb_is_limited():
+    """The number of processes is limited for any user of the server, and all are killed with the call."""
     code = """
 import os, time
 made = 0
@@ -299,9 +297,9 @@ try:
 except OSError as error:
     print(made, error.strerror)
 """
-    async with ran(hostile(code, processes=16)) as (_, told):
-        if told is not None:
-            made, _, why = told.partition(" ")
+    async with tool_result(hostile(code, processes=16)) as (_, result):
+        if result is not None:
+            made, _, why = result.partition(" ")
             assert 8 < int(made) < 16
             assert why == "Resource temporarily unavailable"
 
@@ -313,14 +311,14 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("code", OUTPUTS.values(), ids=OUTPUTS.keys())
-async def test_endless_output_is_cut_off(code):
-    """A tool that does not stop talking is stopped, and the model reads the beginning."""
-    async with ran(hostile(code, max_output=20_000)) as (_, told):
-        if told is not None:
-            assert told.startswith(
+async def test_endless_output_is_truncated(code):
+    """A tool with endless output is killed, and the model reads the beginning."""
+    async with tool_result(hostile(code, max_output=20_000)) as (_, result):
+        if result is not None:
+            assert result.startswith(
                 "Error: The tool's output exceeded 20000 bytes and it was killed. Output so far:\nxxx"
             )
-            assert len(told) < 3000
+            assert len(result) < 3000
 
 
 HOLD = """
@@ -357,9 +355,9 @@ LINGERERS = {
 }
 
 
-@pytest.mark.parametrize(("code", "said"), LINGERERS.values(), ids=LINGERERS.keys())
-async def test_nothing_outlives_its_call(code, said, place):
-    """When the answer is there, no process of the tool is left: its lock is free."""
+@pytest.mark.parametrize(("code", "expected_output"), LINGERERS.values(), ids=LINGERERS.keys())
+async def test_no_process_outlives_its_call(code, expected_output, place):
+    """After the response, no process of the tool is left: its lock is free."""
     held = place / "held"
     held.touch()
     held.chmod(0o666)
@@ -368,16 +366,16 @@ async def test_nothing_outlives_its_call(code, said, place):
         write=[str(held)],
         timeout=1.0,
     )
-    async with ran(tool) as (_, told):
-        if told is not None:
-            assert said in told
+    async with tool_result(tool) as (_, result):
+        if result is not None:
+            assert expected_output in result
             with held.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             assert "held" in held.read_text()
 
 
-async def written(file):
-    """Return when a tool has written into the file: no pipe of ours leads into the fence."""
+async def wait_for_write(file):
+    """Return when a tool has written into the file, since no pipe of the tests leads into the sandbox."""
     for _ in range(2000):
         if file.stat().st_size:
             return
@@ -385,7 +383,7 @@ async def written(file):
     raise AssertionError("the tool did not start")
 
 
-async def test_a_client_that_leaves_ends_the_programs_that_run_for_it(place):
+async def test_a_disconnect_kills_the_running_tool(place):
     """The disconnect ends the whole sandbox at once, not at the tool's time limit."""
     held = place / "held"
     held.touch()
@@ -407,7 +405,7 @@ async def test_a_client_that_leaves_ends_the_programs_that_run_for_it(place):
         with trio.fail_after(20):
             async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as reply:
                 await reply.receive()
-                await written(held)
+                await wait_for_write(held)
             with held.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert it.sound()
@@ -420,8 +418,8 @@ PROTOCOL = (
 )
 
 
-async def test_a_result_that_looks_like_protocol_is_text():
-    """What a tool says reaches the model as one string, and nothing of it the client's stream."""
+async def test_output_that_looks_like_protocol_is_text():
+    """A tool's output reaches the model as one string, and the client's stream not at all."""
     tool = hostile(
         f"import sys; sys.stdout.buffer.write({PROTOCOL!r}.encode() + b'\\0\\xff\\xed\\xa0\\x80\\x1b[2J')"
     )
@@ -433,32 +431,32 @@ async def test_a_result_that_looks_like_protocol_is_text():
             return
         it.emulator.script(calling(("hostile", {})), saying("The end."))
         _, text = await it.stream({**ASKED, "qproxy": {"include": ["tools"]}})
-        told = it.emulator.requests[1].body["messages"][-1]
-        assert told["role"] == "tool"
-        assert told["content"] == PROTOCOL + "\0����\x1b[2J"
+        result = it.emulator.requests[1].body["messages"][-1]
+        assert result["role"] == "tool"
+        assert result["content"] == PROTOCOL + "\0����\x1b[2J"
         assert frames(text).count("[DONE]") == 1
         assert "event: x\n" not in text
         last = json.loads(frames(text)[-2])
-        assert last["qproxy"]["tools"][0]["output"] == told["content"]
+        assert last["qproxy"]["tools"][0]["output"] == result["content"]
         assert last["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_arguments_stay_in_their_words():
-    """An argument in argv is one word of the program, whatever is in it: no shell, no splitting, no
-    placeholders within."""
+async def test_an_argument_is_one_word():
+    """An argument in argv is one word of the program, whatever it contains: no shell, no splitting, no nested
+    placeholders."""
     words = ["; touch /tmp/x $(id)", "a b\nc * '\"\\", "--help", "{b}"]
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "array"}}}
     code = "import sys, json; print(json.dumps(sys.argv[1:]))"
     argv = [PYTHON, "-I", "-c", code, "--a={a}", "{b}", "{unknown}", "{c}", "{"]
     tool = ToolConfig(name="hostile", argv=argv, parameters=schema, read=NEEDED)
     for word in words:
-        async with ran(tool, {"a": word, "c": [1, "x"]}) as (_, told):
-            if told is not None:
-                assert json.loads(told) == [f"--a={word}", "{unknown}", '[1,"x"]', "{"]
-    for bad, said in (("a\0b", "NUL"), ("x" * 120_000, "longer than 100000")):
-        async with ran(tool, {"a": bad}) as (_, told):
-            if told is not None:
-                assert said in told
+        async with tool_result(tool, {"a": word, "c": [1, "x"]}) as (_, result):
+            if result is not None:
+                assert json.loads(result) == [f"--a={word}", "{unknown}", '[1,"x"]', "{"]
+    for bad, expected_output in (("a\0b", "NUL"), ("x" * 120_000, "longer than 100000")):
+        async with tool_result(tool, {"a": bad}) as (_, result):
+            if result is not None:
+                assert expected_output in result
 
 
 DYING = """
@@ -471,8 +469,8 @@ trio.run(main)
 """
 
 
-async def test_no_tool_outlives_a_server_that_is_killed(place):
-    """SIGKILL gives a server no time to end its tools: the kernel does it."""
+async def test_no_tool_outlives_a_killed_server(place):
+    """SIGKILL gives a server no time to end its tools: the kernel ends them."""
     held = place / "held"
     held.touch()
     held.chmod(0o666)
@@ -485,7 +483,7 @@ async def test_no_tool_outlives_a_server_that_is_killed(place):
     if site.unavailable_reason is not None:
         assert await process.wait() == 1
         return
-    await written(held)
+    await wait_for_write(held)
     process.kill()
     await process.wait()
     for _ in range(100):

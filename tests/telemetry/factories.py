@@ -1,12 +1,12 @@
-"""A finished record to look at."""
+"""Factory of finished request records."""
 
 from qproxy.telemetry import FailedAttempt, RelayRecord, RequestRecord, ToolRunRecord
 from qproxy.wire.events import Usage
 
 
 def record(**changes):
-    """A streamed request of bob's that was answered at the second try."""
-    story = RelayRecord(
+    """Return the record of a streamed request of bob's that succeeded on the second attempt."""
+    relay_record = RelayRecord(
         model="qwen3.7-plus",
         served_model="qwen3.7-plus",
         account="one",
@@ -18,7 +18,7 @@ def record(**changes):
         usage=Usage(100, 21, 121, {"cached_tokens": 40}, {"reasoning_tokens": 5}),
         upstream_seconds=1.4,
     )
-    story.repairs.update({"closer_missing": 2})
+    relay_record.repairs.update({"closer_missing": 2})
     made = RequestRecord(
         "req_1",
         "POST",
@@ -36,8 +36,8 @@ def record(**changes):
         finish_reason="stop",
         chunks=30,
         tools=[ToolRunRecord("clock", True, 0.02), ToolRunRecord("clock", False, 0.2)],
-        relay=story,
+        relay=relay_record,
     )
     for name, value in changes.items():
-        setattr(made if hasattr(made, name) else story, name, value)
+        setattr(made if hasattr(made, name) else relay_record, name, value)
     return made

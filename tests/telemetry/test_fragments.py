@@ -1,4 +1,4 @@
-"""A secret that a stream has cut into pieces is in none of them."""
+"""A secret split across the events of a stream is in none of them."""
 
 import json
 from typing import Any
@@ -23,21 +23,21 @@ def events(data):
     return [json.loads(frame) for frame in frames]
 
 
-def chat(piece, choice=0, call=0):
-    """A piece of a text, and the same as a piece of a call's arguments."""
-    return {"id": "x", "choices": [{"index": choice, "delta": {"content": piece, **call_of(piece, call)}}]}
+def chat(part, choice=0, call=0):
+    """Return a chunk with a part of a text, both as content and as a call's arguments."""
+    return {"id": "x", "choices": [{"index": choice, "delta": {"content": part, **call_of(part, call)}}]}
 
 
-def call_of(piece, call=0):
-    return {"tool_calls": [{"index": call, "function": {"arguments": piece}}]}
+def call_of(part, call=0):
+    return {"tool_calls": [{"index": call, "function": {"arguments": part}}]}
 
 
-def item(piece, kind="response.function_call_arguments.delta", number=0):
-    return {"type": kind, "output_index": number, "delta": piece}
+def item(part, kind="response.function_call_arguments.delta", number=0):
+    return {"type": kind, "output_index": number, "delta": part}
 
 
-def block(piece, number=0):
-    return {"type": "content_block_delta", "index": number, "delta": {"type": "text_delta", "text": piece}}
+def block(part, number=0):
+    return {"type": "content_block_delta", "index": number, "delta": {"type": "text_delta", "text": part}}
 
 
 KINDS: dict[str, Any] = {"chat": chat, "responses": item, "messages": block}
@@ -52,8 +52,8 @@ TEXTS = {
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(("text", "secret"), TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_a_secret_in_pieces(kind, text, secret, size):
-    """Whatever the size of the pieces, all of them together hold it no more."""
+def test_a_split_secret_is_hidden(kind, text, secret, size):
+    """Redacted events of any size together no longer contain the secret."""
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     left = Redactor(["opaque-secret"]).body(redact_stream(stream(map(kind, pieces)), REDACT))
     assert secret not in left
@@ -62,7 +62,7 @@ def test_a_secret_in_pieces(kind, text, secret, size):
 
 
 def _joined(text):
-    """The strings of each name, in their order."""
+    """Return the strings of each name, in order."""
     found: dict[str, list[str]] = {}
 
     def see(pairs):
@@ -76,9 +76,8 @@ def _joined(text):
     return found.values()
 
 
-def test_several_texts_at_once_are_not_mixed():
-    """Choices, calls, items and blocks are each read on their own, and what holds no secret stays as it was
-    sent."""
+def test_interleaved_texts_are_redacted_separately():
+    """Choices, calls, items and blocks are each read separately; a text without a secret is unchanged."""
     for kind in (
         lambda p, n: chat(p, choice=n),
         lambda p, n: {"choices": [{"index": 0, "delta": call_of(p, n)}]},
@@ -93,8 +92,8 @@ def test_several_texts_at_once_are_not_mixed():
 
 @examples(100)
 @given(st.lists(st.text(max_size=8), max_size=12), st.sampled_from(list(KINDS.values())))
-def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
-    """Nothing is written anew that need not be."""
+def test_a_stream_without_secrets_is_unchanged(pieces, kind):
+    """Redaction keeps such a stream byte for byte."""
     sent = stream(map(kind, pieces))
     if all(REDACT(text) == text for text in ("".join(pieces), *pieces)):
         assert redact_stream(sent, REDACT) == sent
@@ -114,6 +113,6 @@ def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
     ],
     ids=range(8),
 )
-def test_what_is_no_event_stays(data):
-    """Bytes that are cut off, too deep or no JSON are left to the redactor of texts."""
+def test_data_that_is_no_event_is_unchanged(data):
+    """Truncated bytes, deep nesting and invalid JSON are left to the redactor of texts."""
     assert redact_stream(data, REDACT) == data

@@ -1,4 +1,4 @@
-"""One line a request: every field for machines, at a glance for people."""
+"""One log line per request: every field as JSON, aligned columns as text."""
 
 import json
 import logging
@@ -13,16 +13,15 @@ from tests.telemetry.factories import record
 
 
 def _formatted(as_json, fields, worker=None):
-    made = logging.makeLogRecord(
+    log_record = logging.makeLogRecord(
         {"name": "qproxy.request", "msg": "/v1", "levelname": "INFO", "created": 0.0, "msecs": 0}
     )
-    made.fields = fields
-    return LogFormatter(as_json=as_json, worker=worker).format(made)
+    log_record.fields = fields
+    return LogFormatter(as_json=as_json, worker=worker).format(log_record)
 
 
-def test_for_machines():
-    """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was
-    mended."""
+def test_the_json_line():
+    """The JSON line has the request, its account, time, tokens and repairs."""
     line = json.loads(_formatted(True, record().to_json()))
     assert line == {
         "time": "1970-01-01T00:00:00.000Z",
@@ -52,8 +51,8 @@ def test_for_machines():
     }
 
 
-def test_for_people():
-    """Status, time, tokens, model, who and where stand in columns; the rest follows by name."""
+def test_the_text_line():
+    """Status, time, tokens, model, account and place are in columns; other fields follow by name."""
     line = _formatted(False, record().to_json())
     head, _, rest = line.partition("  request_id=")
     assert head == (
@@ -64,7 +63,7 @@ def test_for_people():
 
 
 def test_a_request_without_a_model():
-    """A line is as readable when little is known."""
+    """A line without a model has the same columns."""
     bare = record(
         status=404,
         outcome="error",
@@ -83,16 +82,16 @@ def test_a_request_without_a_model():
     ]  # fmt: skip
 
 
-def test_a_workers_lines():
-    """One of several workers says which one it is, in a request's line and in others."""
+def test_lines_of_a_worker():
+    """One of several workers adds its number to request lines and others."""
     assert json.loads(_formatted(True, record().to_json(), worker=2))["worker"] == 2
     assert _formatted(False, record().to_json(), worker=2).endswith(" worker=2")
     assert _formatted(False, {"message": "x"}, worker=2).endswith(" worker=2")
 
 
-def test_what_a_client_may_put_into_a_line():
+def test_text_of_a_client_is_escaped():
     """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones
-    are cut."""
+    are truncated."""
     fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").to_json()
     line = _formatted(False, fields)
     assert line.isprintable()
@@ -101,12 +100,12 @@ def test_what_a_client_may_put_into_a_line():
 
 
 ENDS = "\x0b\x0c\x1c\x1d\x1e\x7f\x80\x85\x9b\x9f\u2028\u2029\u202e\u2066\ufeff\ud800\U000e0041"
-"""What ends a line for somebody, drives a terminal, turns a line around, or cannot be written."""
+"""Characters that end a line, control a terminal, reverse a line, or cannot be encoded."""
 
 
 @pytest.mark.parametrize("char", ENDS, ids=ascii)
 def test_no_character_breaks_a_line(char):
-    """It is escaped in JSON and replaced for people, in messages, fields and exceptions."""
+    """Each is escaped in JSON and replaced in text, in messages, fields and exceptions."""
     text = f"a{char}b"
     fields = {**record().to_json(), "model": text}
     line = _formatted(True, fields)
@@ -116,47 +115,47 @@ def test_no_character_breaks_a_line(char):
     try:
         raise ValueError(f"a\n21:40:12.310Z 200 ok{char}")
     except ValueError:
-        made = logging.makeLogRecord(
+        log_record = logging.makeLogRecord(
             {"name": "x", "msg": text, "levelname": "INFO", "exc_info": sys.exc_info()}
         )
-    line = LogFormatter(as_json=True).format(made)
+    line = LogFormatter(as_json=True).format(log_record)
     assert line.isprintable()
     assert json.loads(line)["message"] == text
-    first, *lines = LogFormatter(as_json=False).format(made).split("\n")
+    first, *lines = LogFormatter(as_json=False).format(log_record).split("\n")
     assert all(one.isprintable() for one in (first, *lines))
     assert all(one.startswith("  ") for one in lines)
 
 
-def test_a_listener_that_fails(caplog):
-    """One listener's fault is logged and keeps nothing from the others."""
+def test_a_failing_listener(caplog):
+    """An error in one listener is logged and does not affect the others."""
     counts = RequestCounters()
     received: list[RequestRecord] = []
 
-    def broken(record):
+    def fail(record):
         raise RuntimeError("disk")
 
-    made = record()
-    counts.request_started(made)
-    assert counts.in_flight == {"req_1": made}
-    counts.request_finished(made)
-    notify([broken, received.append], made)
-    assert received == [made]
+    log_record = record()
+    counts.request_started(log_record)
+    assert counts.in_flight == {"req_1": log_record}
+    counts.request_finished(log_record)
+    notify([fail, received.append], log_record)
+    assert received == [log_record]
     assert not counts.in_flight
     assert "RuntimeError: disk" in caplog.text
 
 
-def test_each_kind_of_repair_has_a_line_for_debugging(caplog):
-    """With debug on, a finished request says once what each kind of repair was, and no word of its answer."""
-    made = record()
-    made.relay.repairs.update({"id_missing": 1})
+def test_repairs_are_logged_at_debug_level(caplog):
+    """With debug on, a finished request logs each kind of repair once, without text of its response."""
+    log_record = record()
+    log_record.relay.repairs.update({"id_missing": 1})
     with caplog.at_level(logging.DEBUG, "qproxy.repairs"):
-        RequestCounters().request_finished(made)
-    told = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
-    assert [(line["repair"], line["count"], line["meaning"]) for line in told] == [
+        RequestCounters().request_finished(log_record)
+    repair_lines = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
+    assert [(line["repair"], line["count"], line["meaning"]) for line in repair_lines] == [
         (kind, count, REPAIRS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
     ]
-    assert all(line["request_id"] == "req_1" for line in told)
+    assert all(line["request_id"] == "req_1" for line in repair_lines)
     caplog.clear()
     with caplog.at_level(logging.INFO, "qproxy.repairs"):
-        RequestCounters().request_finished(made)
+        RequestCounters().request_finished(log_record)
     assert not [line for line in caplog.records if line.name == "qproxy.repairs"]
