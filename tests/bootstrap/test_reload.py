@@ -1,4 +1,4 @@
-"""What a reload renews, and what it keeps: for every part of the server and every setting."""
+"""A reload renews or keeps each part of the server, depending on its settings."""
 
 from dataclasses import fields, replace
 
@@ -42,11 +42,11 @@ NOT_IN_STATE = {
     "log_level": "the process's logging (process.log_setup), which its reload configures again",
     "log_format": "the process's logging (process.log_setup), which its reload configures again",
 }
-"""Settings that no part takes."""
+"""Settings that no part reads."""
 
 
 class RecordingConfig(Config):
-    """A `Config` that notes which settings are read."""
+    """A `Config` that records which settings are read."""
 
     def __getattribute__(self, name):
         if name in Config.__dataclass_fields__:
@@ -55,20 +55,20 @@ class RecordingConfig(Config):
 
 
 def recording(**settings):
-    """A recording config that has been asked nothing yet."""
+    """Return a recording config of which nothing has been read."""
     config = RecordingConfig(**settings)
     config.__dict__["read"] = set()
     return config
 
 
 def test_the_table_names_every_part():
-    """Each field of `ServerState` stands in exactly one group."""
+    """Each field of `ServerState` is in exactly one group."""
     groups = [RENEWED, VALUES, set(RENEWED_IF_CHANGED), KEPT]
     assert sorted(name for group in groups for name in group) == sorted(f.name for f in fields(ServerState))
 
 
-async def test_a_reload_renews_and_keeps_what_the_table_says():
-    """Even with the same settings: what is renewed is another object, what is kept is the same one."""
+async def test_a_reload_renews_and_keeps_parts_by_the_table():
+    """With equal settings a renewed part is another object, and a kept part is the same one."""
     previous = build_server(BEFORE).state
     renewed = reload.rebuild_state(BEFORE, BEFORE, previous)
     for name in RENEWED:
@@ -83,8 +83,8 @@ async def test_a_reload_renews_and_keeps_what_the_table_says():
 
 
 @pytest.mark.parametrize("name", RENEWED_IF_CHANGED)
-async def test_a_part_whose_settings_changed_is_renewed(name):
-    """It is another object then, and the other such parts are kept."""
+async def test_a_part_with_changed_settings_is_renewed(name):
+    """It is another object then, and other parts of the kind are kept."""
     previous = build_server(BEFORE).state
     renewed = reload.rebuild_state(replace(BEFORE, **RENEWED_IF_CHANGED[name]), BEFORE, previous)
     for part in RENEWED_IF_CHANGED:
@@ -92,7 +92,7 @@ async def test_a_part_whose_settings_changed_is_renewed(name):
 
 
 async def test_every_setting_reaches_the_server():
-    """A reload reads every setting except those that require a restart and those that no part takes."""
+    """A reload reads every setting except those that require a restart and those that no part reads."""
     before = replace(BEFORE, log_bodies=False)  # its redactor would read every secret
     config = recording(accounts=before.accounts, upstream="http://upstream.test/v1")
     renewed = reload.rebuild_state(config, before, build_server(before).state)
@@ -124,15 +124,14 @@ async def test_every_setting_reaches_the_server():
     ids=["transport", "concurrency", "responses", "tools", "oauth"],
 )
 async def test_a_kept_part_depends_on_no_other_setting(build, names, tmp_path, monkeypatch):
-    """The settings that decide whether a part is kept are those that it is built from."""
+    """The settings that decide whether a part is kept are exactly those that it is built from."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     config = recording(store_responses=True)
     build(config)
     assert config.read == set(names)
 
 
-async def test_what_requires_a_restart_is_in_effect_until_then():
-    """The settings in effect are the new ones, with the running server's where only a restart changes
-    them."""
+async def test_restart_settings_stay_in_effect_after_a_reload():
+    """The new settings are in effect, with the running server's values of those that require a restart."""
     changed = replace(BEFORE, port=1, max_body_bytes=1, default_model="m")
     assert reload.effective_config(changed, BEFORE) == replace(BEFORE, default_model="m")

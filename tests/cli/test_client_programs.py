@@ -28,8 +28,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def started(command):
-    """The environment and the arguments that a program got."""
+def environment_and_arguments(command):
+    """Return the environment and the arguments that a program received."""
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     words = [
         line.removeprefix("argument ") for line in done.stdout.splitlines() if line.startswith("argument ")
@@ -40,7 +40,7 @@ def started(command):
 
 
 def codex_values(words):
-    """The configuration in Codex's arguments, and what follows it."""
+    """Return the configuration in Codex's arguments, and the arguments after it."""
     flags = words[: words.index("exec")]
     assert set(flags[::2]) == {"-c"}
     return {name: json.loads(value) for name, value in (flag.split("=", 1) for flag in flags[1::2])}
@@ -88,15 +88,18 @@ ARGUMENTS = ["--url", "https://qproxy.example.com", "--model", "big one", "--fas
 @pytest.mark.parametrize("key", [None, "sk-it's"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_run_and_print_agree(name, key, home, monkeypatch, capsys):
-    """The program that --run starts gets just what the printed lines give it, and the key is in no line."""
+    """The program that --run starts gets exactly what the printed lines give it, and the key is in no
+    line."""
     if key is not None:
         monkeypatch.setenv("QPROXY_KEY", key)
     command = [name, *ARGUMENTS]
-    run = started([sys.executable, "-m", "qproxy", *command, "--run", "--", "exec", "two words", "-p"])
+    run = environment_and_arguments(
+        [sys.executable, "-m", "qproxy", *command, "--run", "--", "exec", "two words", "-p"]
+    )
     assert cli.main([*command, "--", "exec", "two words", "-p"]) == 0
     lines = capsys.readouterr().out
     assert key is None or key not in lines
-    printed = started(["/bin/sh", "-ec", lines])
+    printed = environment_and_arguments(["/bin/sh", "-ec", lines])
     for environment, words in (run, printed):
         assert words[-3:] == ["exec", "two words", "-p"]
         CHECKS[name](environment, words, key or "any")
@@ -114,7 +117,7 @@ URLS = {
 
 @pytest.mark.parametrize(("settings", "url"), URLS.items())
 def test_the_url_of_this_machine(settings, url, home, capsys):
-    """Without --url it is that of the server which the settings describe, and the model is theirs too."""
+    """Without --url the URL and the model come from the settings of the server."""
     (home / "qproxy.toml").write_text(f'default_model = "mine"\n{settings}\n')
     assert cli.main(["claude"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -131,7 +134,7 @@ def test_the_url_of_this_machine(settings, url, home, capsys):
 
 
 def test_failures(home, monkeypatch, capsys):
-    """A port that is not known, a URL that is none and a program that is not installed are said."""
+    """An unknown port, an invalid URL and a program that is not installed are named in an error."""
     monkeypatch.setenv("QPROXY_PORT", "0")
     assert cli.main(["codex"]) == 2
     assert "--url" in capsys.readouterr().err

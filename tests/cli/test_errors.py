@@ -145,8 +145,8 @@ def test_a_value(name, value, message, home, capsys):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_no_setting_raises_for_bytes_that_are_not_utf_8(name, home, capsys, monkeypatch):
-    """A variable that is not UTF-8 is refused by its name, for every setting."""
+def test_a_variable_that_is_not_utf_8(name, home, capsys, monkeypatch):
+    """A variable that is not UTF-8 is rejected by its name, for every setting."""
     variable = f"QPROXY_{name.upper()}"
     monkeypatch.setenv(variable, os.fsdecode(b"http://\xff"))
     code, line = failure(capsys, "serve", *(() if name == "upstream" else UPSTREAM))
@@ -304,7 +304,7 @@ def test_a_full_disk(home, capsys, monkeypatch):
 
 
 class FullDevice(io.StringIO):
-    """Standard output on a device without space, or of a reader that has left."""
+    """Standard output on a device without space, or without a reader."""
 
     def __init__(self, number):
         super().__init__()
@@ -353,7 +353,7 @@ def test_describes_failures_and_no_bugs(error, expected):
     assert errors.describe_failure(error) == expected
 
 
-def test_ctrl_c_that_an_import_wraps(capsys, monkeypatch):
+def test_ctrl_c_wrapped_by_an_import(capsys, monkeypatch):
     """A class body wraps a KeyboardInterrupt in a RuntimeError; the command is interrupted anyway."""
 
     def interrupt():

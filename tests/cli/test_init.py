@@ -13,7 +13,7 @@ OWN = "http://127.0.0.1:1/v1"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty working directory with a data directory of its own."""
+    """Return an empty working directory with a data directory of its own."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("QPROXY_PORT", "0")
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ FLAGS = {
 
 @pytest.mark.parametrize(("flags", "accounts", "host"), FLAGS.values(), ids=FLAGS.keys())
 def test_flags(flags, accounts, host, folder, capsys):
-    """The flags make a private file that loads with these accounts; the check's code is the command's."""
+    """The flags create a private file that loads with these accounts; the exit code is that of the check."""
     assert cli.main(["init", "--offline", *flags]) == 0
     path = folder / "qproxy.toml"
     table = tomllib.loads(path.read_text())
@@ -65,7 +65,7 @@ def test_every_commented_setting_is_valid(folder):
 
 
 def test_questions(folder, monkeypatch, capsys):
-    """On a terminal, the key is asked for without an echo, then the server and who may use it."""
+    """On a terminal, the command prompts for the key without echo, then for the server and its access."""
     answers = iter(["http://127.0.0.1:1", "y"])
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("getpass.getpass", lambda prompt: "sk-secret")
@@ -113,7 +113,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("flags", "code", "message"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_answers(flags, code, message, folder, monkeypatch, capsys):
-    """Wrong answers are one line, and nothing is written."""
+    """A wrong answer gives one line, and nothing is written."""
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert cli.main(["init", *flags]) == code
     (line,) = capsys.readouterr().err.splitlines()

@@ -37,7 +37,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize(("accounts", "name", "expected"), CHOICES.values(), ids=CHOICES.keys())
-def test_which_account(accounts, name, expected):
+def test_selects_the_account(accounts, name, expected):
     """The named account, the only one, or a new one is used; several without a name are an error."""
     if " " in expected:
         with pytest.raises(ConfigError, match=expected):
@@ -46,8 +46,8 @@ def test_which_account(accounts, name, expected):
         assert login.select_account(accounts, name).name == expected
 
 
-def test_where_the_file_is(tmp_path, monkeypatch):
-    """Tokens are in the account's directory, or where `credentials` names."""
+def test_the_path_of_the_credential_file(tmp_path, monkeypatch):
+    """Tokens are in the account's directory, or at the path in `credentials`."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", "/home/you")
     assert credential_path(ME) == tmp_path / "accounts" / "me" / "oauth_creds.json"
@@ -57,7 +57,7 @@ def test_where_the_file_is(tmp_path, monkeypatch):
     )
 
 
-def test_signed_in_accounts_need_no_configuration(tmp_path):
+def test_logged_in_accounts_need_no_configuration(tmp_path):
     """Accounts of `qproxy login` are used if no other is configured."""
     (tmp_path / "accounts" / "me").mkdir(parents=True)
     (tmp_path / "accounts" / "me" / "oauth_creds.json").touch()
@@ -69,7 +69,7 @@ def test_signed_in_accounts_need_no_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a\n", "x" * 65])
-def test_names_are_those_of_directories(name):
+def test_account_names_are_directory_names(name):
     """A name that leads out of the data directory raises ConfigError."""
     with pytest.raises(ConfigError, match="letters"):
         resolve_account(AccountConfig(name, kind="oauth"))
@@ -140,7 +140,7 @@ def test_the_transcript_is_the_output():
 
 
 def test_the_page_names_every_state():
-    """docs/accounts.md says what each state of an account means, and lists those of a sign-in."""
+    """docs/accounts.md explains each state of an account, and lists those of a login."""
     page = (ROOT / "docs" / "accounts.md").read_text()
     assert [state for state in STATES if f"| `{state}` |" not in page] == []
     assert [state for state in get_args(State) if f"`{state}`" not in page] == []

@@ -1,4 +1,4 @@
-"""What people see: tables that fit the terminal, colors that can be switched off."""
+"""Terminal output: tables that fit the width, and colors that can be disabled."""
 
 import io
 import logging
@@ -70,7 +70,7 @@ def test_a_report_fits():
 
 
 def test_a_log_line_fits():
-    """A text line for a terminal is wrapped, and what continues it is indented; its level has a color."""
+    """A text line for a terminal is wrapped, and its continuation is indented; its level has a color."""
     record = logging.LogRecord("qproxy", logging.ERROR, "", 0, "word " * 40, None, None)
     text = LogFormatter(as_json=False, width=80, colored=True).format(record)
     assert (text[:5], text[-4:]) == ("\x1b[31m", "\x1b[0m")

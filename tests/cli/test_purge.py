@@ -1,4 +1,4 @@
-"""`qproxy purge`: what is stored of one key is gone from the files, and of no other."""
+"""`qproxy purge` removes the stored data of one key from the files, and of no other."""
 
 import json
 from functools import partial
@@ -15,7 +15,7 @@ from tests.telemetry.factories import record
 
 
 async def fill(home, owners):
-    """A response of each owner, and requests of bob and amy."""
+    """Store a response of each owner, and requests of bob and amy."""
     store = SqliteResponseStore(home / "responses.sqlite3", max_age=1e6, max_bytes=10**6, timeout=5.0)
     for owner in owners:
         await store.save(StoredResponse("r", owner, None, {"output": []}, [f"prompt of {owner}"]))
@@ -27,8 +27,8 @@ async def fill(home, owners):
 
 
 def test_a_key_is_purged(tmp_path, monkeypatch, capsys):
-    """Every key of the name, revoked ones too: responses, rows and sums; nothing of them stays in the
-    files."""
+    """Every key of the name, including revoked ones, loses its responses, rows and sums; no byte of them
+    stays in the files."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     keys = tmp_path / "keys.json"
@@ -55,7 +55,7 @@ def test_a_key_is_purged(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unknown_key_is_an_error(tmp_path, monkeypatch, capsys):
-    """Nothing is deleted, and the exit code is 2."""
+    """With an unknown key nothing is deleted, and the exit code is 2."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["purge", "--key", "bob"]) == 2

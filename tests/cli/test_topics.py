@@ -1,4 +1,4 @@
-"""`qproxy help`, and the hints that name what can be read or installed."""
+"""`qproxy help`, and hints that name pages and packages."""
 
 import re
 import shlex

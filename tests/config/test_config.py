@@ -115,8 +115,8 @@ def test_rejects_a_variable_that_resembles_a_service_link(name):
         load(environ={name: "tcp://10.96.0.7:8787"})
 
 
-def test_words_of_variables():
-    """Lists, tables and switches as words."""
+def test_values_of_variables():
+    """Variables hold lists, tables and booleans as text."""
     environ = {
         "QPROXY_API_KEYS": "a, b",
         "QPROXY_ALIASES": "x=y",
@@ -133,7 +133,7 @@ def test_words_of_variables():
 
 
 def test_zero_configuration():
-    """A key in the customary variable is an account."""
+    """A key in the customary variable configures an account."""
     (account,) = load(environ={"DASHSCOPE_API_KEY": "sk-1", "QPROXY_REGION": "beijing"}).all_accounts()
     assert account.base_url == PRESETS["beijing"].base_url
     plans = load(
@@ -237,7 +237,7 @@ def test_repr_hides_secrets():
 
 
 def test_rows_of_models(tmp_path):
-    """`models` is a list of names, or an array of tables that say what is known of some."""
+    """`models` is a list of names, or an array of tables with facts about some of them."""
     file = tmp_path / "qproxy.toml"
     file.write_text('models = ["a", "b"]')
     assert load(environ={}).models == ["a", "b"]
@@ -255,8 +255,8 @@ WRONG_ROWS = {
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_ROWS.items())
-def test_wrong_rows_of_models(text, message, tmp_path):
-    """A slip in a row is refused with its place and what was probably meant."""
+def test_rejects_invalid_rows_of_models(text, message, tmp_path):
+    """A mistake in a row is rejected with its place and a suggestion."""
     (tmp_path / "qproxy.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load(environ={})

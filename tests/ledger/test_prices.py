@@ -1,5 +1,4 @@
-"""What tokens cost: the list's prices where they hold, the operator's where there are any, else nothing
-said."""
+"""Costs of tokens: the operator's prices, otherwise the catalog's, otherwise None."""
 
 import re
 import tomllib
@@ -56,35 +55,35 @@ CASES = {
 
 @pytest.mark.parametrize(("model", "usage", "cost"), CASES.values(), ids=CASES)
 def test_listed_prices(model, usage, cost):
-    """Dollars for tokens, by the length of the prompt, for cached tokens and for thoughts."""
+    """Costs are in dollars, by the length of the prompt, for cached tokens and for reasoning."""
     assert Pricing(listed_for=["intl"], catalog=package_catalog()).cost(
         "intl", model, usage
     ) == pytest.approx(cost)
 
 
 @pytest.mark.parametrize("model", ["qwen5-max", "qwen-plus-2027-01-01", "qwen3-tts-flash"])
-def test_no_price_is_guessed(model):
-    """A model that is only like another one, or is not paid by tokens, costs None."""
+def test_no_price_is_inferred(model):
+    """A model that only resembles another one, or is not priced by tokens, costs None."""
     pricing = Pricing(listed_for=["intl"], catalog=package_catalog())
     assert pricing.cost("intl", model, USAGE) is None
 
 
-def test_a_price_of_an_operators_row():
-    """The tiers of a [[models]] table hold as the package's do."""
+def test_a_price_in_a_models_row():
+    """The tiers of a [[models]] table apply as the package's do."""
     row = ModelRow("qwen5-max", prices=[{"input": 1.0, "output": 2.0}])
     assert Pricing(listed_for=["intl"], catalog=build_catalog((row,))).cost("intl", "qwen5-max", USAGE) == 3.0
 
 
-def test_the_last_tier_holds_for_any_longer_prompt():
-    """A prompt beyond the last tier's bound costs what that tier says."""
+def test_the_last_tier_applies_to_any_longer_prompt():
+    """A prompt beyond the last tier's bound is priced by that tier."""
     tier = {"input": 1.0, "output": 0.0, "max_prompt_tokens": 10}
     price = token_price([tier], package_catalog().price_terms)
     assert price is not None
     assert price.cost(Usage(1_000_000)) == 1.0
 
 
-def test_an_operators_row_holds_for_every_account():
-    """As a [[prices]] table does; where both speak of a model, the latter."""
+def test_a_models_row_applies_to_every_account():
+    """A [[prices]] table does, too, and takes precedence for its models."""
     rows = (
         ModelRow("mine", prices=[{"input": 1.0, "output": 2.0}]),
         ModelRow("both", prices=[{"input": 9.0, "output": 9.0}]),
@@ -94,20 +93,20 @@ def test_an_operators_row_holds_for_every_account():
     assert (pricing.cost("one", "mine", USAGE), pricing.cost("one", "both", USAGE)) == (3.0, 4.0)
 
 
-def test_where_no_price_is_known():
-    """An unknown model, or an account that the list is not about, costs None and not 0."""
+def test_an_unknown_price_is_none():
+    """An unknown model, or an account without list prices, costs None and not 0."""
     pricing = Pricing(listed_for=["intl"], catalog=package_catalog())
     assert pricing.cost("intl", "qwen-nobody-knows", USAGE) is None
     assert pricing.cost("home", "qwen-plus", USAGE) is None
 
 
-def test_the_operators_word():
-    """A price of the operator's holds for every account, and before the list's."""
+def test_the_operators_price_takes_precedence():
+    """The operator's price applies to every account, before the catalog's."""
     pricing = Pricing({"qwen-plus": ModelPrice((PriceTier(1.0, 2.0),))}, ["intl"], package_catalog())
     assert pricing.cost("intl", "qwen-plus", USAGE) == pricing.cost("home", "qwen-plus", USAGE) == 3.0
 
 
-def test_the_list_says_what_it_is():
+def test_the_catalog_is_documented_and_ordered():
     """The catalog names its date and sources; the tiers of a price rise and the last one is open."""
     catalog = package_catalog()
     data = tomllib.loads(resources.files("qproxy.wire.models").joinpath("models.toml").read_text("utf-8"))

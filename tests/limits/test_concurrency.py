@@ -113,7 +113,8 @@ async def test_a_slot_is_released(ends, autojump_clock):
 
 
 async def test_too_many_connections(monkeypatch, autojump_clock):
-    """One connection too many gets an HTTP error and is closed; when another ends there is room again."""
+    """One connection too many gets an HTTP error and is closed; when another closes, one is accepted
+    again."""
     monkeypatch.setattr(http_server.TCPServer, "max_connections", 1)
     async with world() as it:
         async with h1(it.app) as first:

@@ -47,7 +47,7 @@ GENAI = {
 
 
 def test_a_request():
-    """A finished record shows in every metric that it says something about."""
+    """A finished record updates every metric that its fields concern."""
     metrics = Metrics(lambda model: True)
     metrics.record(record())
     found = shown(metrics)
@@ -74,8 +74,8 @@ def test_a_request():
     assert of("qproxy_tool_runs_total", tool="clock", outcome="failed") == 1
 
 
-def test_labels_have_bounds():
-    """A name that a client made up becomes "other", unless an upstream served it, and only so many do."""
+def test_labels_are_bounded():
+    """A name made up by a client becomes "other", unless an upstream served it, up to a number of names."""
     metrics = Metrics(lambda model: model == "qwen3.7-plus")
     for number in range(500):
         tools = [ToolRunRecord(f"tool{number}", True, 0.1)]
@@ -96,8 +96,8 @@ def _labels(metrics, name):
     return [labels for *_, found in metrics.families() for sample, labels, _ in found if sample == name]
 
 
-def test_every_metric_is_there():
-    """A registry that has seen everything shows every row of the table, and nothing else."""
+def test_every_metric_is_exported():
+    """A registry with samples of every metric exports every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
     metrics.record(record(), 0.5)
     metrics.record(record(responses=[ResponseTokens(TokenEstimate(50, 0.25))]))
@@ -113,7 +113,7 @@ def test_every_metric_is_there():
     assert names - process == {row.name for row in TABLE}
 
 
-def test_costs_are_counted_where_a_price_is_known():
+def test_costs_are_counted_if_a_price_is_known():
     """A known cost is summed by model and key; a request without one is counted as unpriced, never as 0."""
     metrics = Metrics(lambda model: True)
     for cost in (0.5, 0.25, None):
@@ -125,7 +125,7 @@ def test_costs_are_counted_where_a_price_is_known():
 
 
 def test_estimated_tokens_are_counted():
-    """Tokens that no upstream reported count as in the ledger, also of a client that left early."""
+    """Tokens that no upstream reported count as in the ledger, even if the client disconnected early."""
     metrics = Metrics(lambda model: True)
     response = ResponseTokens(TokenEstimate(50, 0.25), text_bytes=400)
     metrics.record(record(usage=None, responses=[response], first_byte=None))
@@ -146,8 +146,8 @@ MERGED = {
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_workers_are_merged_by_the_meaning_of_a_metric(name):
-    """Counts of several workers are added; times, versions and what is left are not."""
+def test_workers_are_merged_by_the_kind_of_a_metric(name):
+    """Counts of several workers are added; times, versions and remainders are not."""
     labels, values, merged = MERGED[name]
     parts = []
     for one in values:
@@ -167,7 +167,7 @@ def test_the_table_in_the_docs():
 
 
 def test_sums_over_processes():
-    """What several workers counted is added up, also after a way through JSON."""
+    """Counts of several workers are summed, even after a round trip through JSON."""
     parts = []
     for outcome in ("ok", "ok", "client_disconnected"):
         metrics = Metrics(lambda model: True)
@@ -182,8 +182,8 @@ def test_sums_over_processes():
     assert value(found, "gen_ai_server_request_duration_seconds_count", error_type="", **GENAI) == 2
 
 
-def test_what_counting_costs():
-    """A request of a kind that was seen before makes no further series, and takes a few dozen calls."""
+def test_the_cost_of_counting():
+    """A request of a known kind creates no series, and takes a few dozen calls."""
     metrics, again = Metrics(lambda model: True), record(failures=[], repairs=Counter(), tools=[], attempts=1)
     metrics.record(again)
     before, calls = repr(metrics), 0

@@ -1,4 +1,4 @@
-"""What must not be in a log is not in it, whoever wrote the line."""
+"""Log lines contain no secret, whatever code wrote them."""
 
 import json
 import logging
@@ -64,11 +64,11 @@ SECRETS = {
     "an apostrophe within": ('{"password": "it\'s hunter2"}', "hunter2"),
     "a shell's": ("export DB_PASSWORD='hun ter2' && x", "hun ter2"),
 }
-"""By what it is: a text, and what may not be left of it."""
+"""By kind: a text, and the secret that must be removed from it."""
 
 
 @pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
-def test_what_looks_like_a_secret(text, secret):
+def test_secrets_are_hidden_by_their_shape(text, secret):
     """Fields, tokens and keys are hidden by their shape."""
     hidden = Redactor().text(text)
     assert secret not in hidden
@@ -88,8 +88,8 @@ def test_what_looks_like_a_secret(text, secret):
         "see the task-list of ask-me",
     ],
 )
-def test_what_does_not(text):
-    """Ordinary lines stay as they are."""
+def test_ordinary_text_is_unchanged(text):
+    """Text without a secret is logged unchanged."""
     assert Redactor().text(text) == text
 
 
@@ -105,21 +105,21 @@ def test_what_does_not(text):
         max_size=12,
     ).map("".join)
 )
-def test_looking_first_changes_nothing(text):
-    """The words that are looked for first stand in everything that a pattern would find."""
+def test_the_prefilter_misses_no_secret(text):
+    """The prefilter's words are in every text that a pattern matches."""
     assert Redactor().text(text) == _SHAPED.sub(REDACTED, _NAMED.sub(_hide_value, text))
 
 
 @examples(100)
 @given(st.text(min_size=8, max_size=30), st.text(max_size=20), st.text(max_size=20))
 def test_known_secrets(secret, before, after):
-    """A configured secret is hidden wherever it stands, whatever it looks like."""
+    """A configured secret is hidden at any position, whatever it looks like."""
     hidden = Redactor([secret]).text(f"{before}{secret}{after}")
     assert secret not in hidden or secret in f"{before}{REDACTED}{after}"
 
 
-def test_a_known_secret_that_json_writes_otherwise():
-    """One with quotes, backslashes or letters is known by each of its spellings."""
+def test_a_known_secret_is_hidden_in_every_json_spelling():
+    """A secret with quotes, backslashes or non-ASCII letters is hidden in each spelling."""
     secret = 'pass"word\\ü-and-more'
     for depth in range(3):
         text = json.dumps(secret)
@@ -129,8 +129,8 @@ def test_a_known_secret_that_json_writes_otherwise():
         assert "and-more" not in Redactor([secret]).text(text)
 
 
-def test_the_longest_secret_first():
-    """A secret that begins another one does not leave the other's end behind."""
+def test_the_longest_secret_is_matched_first():
+    """A secret that is the prefix of another one does not leave the other's end."""
     assert Redactor(["12345678", "12345678-and-more"]).text("12345678-and-more") == REDACTED
 
 
@@ -161,14 +161,14 @@ LONG = {
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_text_made_to_take_long(text):
-    """A client's text cannot hold up the log: these would take minutes if time grew with the square."""
+def test_adversarial_text_takes_linear_time(text):
+    """A client's text cannot stall the log: in quadratic time these would take minutes."""
     Redactor(["opaque-secret"]).body(text.encode())
     Redactor(["opaque-secret"]).text(text)
 
 
 def nested(value, depth):
-    """A JSON value as a string of JSON in a string of JSON, and so on."""
+    """Return a JSON value as a string of JSON in a string of JSON, to a depth."""
     for _ in range(depth):
         value = {"arguments": json.dumps(value)}
     return json.dumps(value)
@@ -176,8 +176,8 @@ def nested(value, depth):
 
 @pytest.mark.parametrize("depth", range(8))
 @pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
-def test_a_secret_in_json_in_json(text, secret, depth):
-    """However deep it stands, as a body and as a line."""
+def test_a_secret_in_nested_json(text, secret, depth):
+    """A secret at any depth is hidden, in a body and in a line."""
     for _ in range(depth + 1):
         secret = json.dumps(secret)[1:-1]
     raw = nested({"content": text, "path": "/tmp"}, depth)
@@ -195,8 +195,8 @@ def test_a_secret_in_json_in_json(text, secret, depth):
     depth=st.integers(0, 6),
     indent=st.sampled_from([None, 2]),
 )
-def test_a_value_named_as_a_secret_at_any_depth(name, secret, depth, indent):
-    """Nothing of it is left, and what stands beside it is."""
+def test_a_named_secret_in_nested_json(name, secret, depth, indent):
+    """The value of a secret's name is hidden, and the values beside it are not."""
     raw = {"a": "before", name: secret, "b": "after"}
     text = nested(json.dumps(raw, ensure_ascii=False, indent=indent), depth)
     hidden = Redactor().body(text.encode())
@@ -207,7 +207,7 @@ def test_a_value_named_as_a_secret_at_any_depth(name, secret, depth, indent):
     assert "before" in hidden
 
 
-def test_what_stands_behind_a_nested_secret_stays():
+def test_text_after_a_nested_secret_is_kept():
     """A value ends at its own quote, at each level, and the line stays JSON."""
     for depth in range(6):
         raw = nested({"password": 'hun"ter\\2', "path": "/tmp", "n": 1}, depth)
@@ -228,16 +228,16 @@ def test_what_stands_behind_a_nested_secret_stays():
     ],
 )
 def test_a_secret_behind_escapes(text):
-    """ASCII that was escaped without need is read as what it is."""
+    """Unnecessarily escaped ASCII is matched as its characters."""
     hidden = Redactor().body(text.encode())
     assert "hunter2" not in hidden
     assert REDACTED in hidden
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_client_breaks_no_line(as_json):
-    """A value that is begun and never ended leaves the line what it is."""
-    made = logging.makeLogRecord({"name": "x", "msg": "", "levelname": "INFO"})
+def test_an_unterminated_value_breaks_no_line(as_json):
+    """A value without an end leaves the line's structure intact."""
+    log_record = logging.makeLogRecord({"name": "x", "msg": "", "levelname": "INFO"})
     for value in (
         "token='abc",
         'token="abc',
@@ -249,14 +249,14 @@ def test_a_client_breaks_no_line(as_json):
         '{"password": "abc\\\\',
         "password: \\",
     ):
-        made.fields = {"message": "m", "model": value, "after": "it"}
-        line = LogFormatter(as_json=as_json).format(made)
+        log_record.fields = {"message": "m", "model": value, "after": "it"}
+        line = LogFormatter(as_json=as_json).format(log_record)
         assert "abc" not in line
         assert json.loads(line)["after"] == "it" if as_json else "\n" not in line
 
 
 def test_bodies():
-    """A body that is logged has no secrets, no pictures, and an end."""
+    """A logged body has no secrets and no images, and is truncated."""
     picture = "data:image/png;base64," + "iVBORw0KGgo" * 100
     body = {"messages": [{"content": [{"image_url": {"url": picture}}, {"text": "key sk-abcdefghijkl"}]}]}
     text = Redactor().body(json.dumps(body).encode())
@@ -288,7 +288,7 @@ def _line(as_json, *arguments, **keywords):
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_traceback_is_redacted(as_json):
-    """What an exception says passes the same net as the message and its arguments."""
+    """The text of an exception is redacted like the message and its arguments."""
     line = _line(as_json, "sent %s with opaque-secret", "Bearer 0123456789")
     assert "ValueError" in line
     assert "opaque-secret" not in line

@@ -1,4 +1,4 @@
-"""Tokens of a response: what its server reports, and an estimate for what it does not."""
+"""Tokens of a response: the upstream's report, or an estimate without one."""
 
 import pytest
 
@@ -36,7 +36,7 @@ RESPONSES = {
 
 @pytest.mark.parametrize(("events", "tokens", "estimated"), RESPONSES.values(), ids=RESPONSES)
 def test_one_response(events, tokens, estimated):
-    """Each count is the reported one, or an estimate that is marked as one."""
+    """Each count is the reported one, or a marked estimate."""
     response = ResponseTokens(PROMPT)
     response.add(events)
     assert (response.prompt, response.completion) == tokens

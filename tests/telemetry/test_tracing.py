@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a server span, a client span a try, and W3C context in and out."""
+"""OpenTelemetry traces: a server span, a client span per attempt, and W3C context in and out."""
 
 import sys
 from dataclasses import replace
@@ -20,8 +20,8 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 
 
-def traced(server):
-    """Where the spans of a server's requests will be."""
+def record_spans(server):
+    """Record the spans of a server's requests, and return their exporter."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     server.state = replace(server.state, tracer=tracing.OtelTracer(provider))
@@ -29,13 +29,14 @@ def traced(server):
     return exporter
 
 
-async def test_spans_of_a_request_that_was_tried_twice(autojump_clock):
-    """The client's trace goes on in a server span and one client span a try, whose ids the upstreams get."""
+async def test_spans_of_a_request_with_two_attempts(autojump_clock):
+    """The client's trace continues in a server span and one client span per attempt, whose ids the upstreams
+    receive."""
     async with world(accounts=accounts("one", "two")) as it:
-        exporter = traced(it.server)
+        exporter = record_spans(it.server)
         it.emulator.script(FAULTS["fault-500"][1])
-        carried = [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode()), (b"tracestate", b"vendor=1")]
-        await it.post(HELLO, headers=carried)
+        trace_headers = [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode()), (b"tracestate", b"vendor=1")]
+        await it.post(HELLO, headers=trace_headers)
         first, second, server = exporter.get_finished_spans()
     assert server.kind is SpanKind.SERVER
     assert server.name == "POST /chat/completions"
@@ -57,10 +58,10 @@ async def test_spans_of_a_request_that_was_tried_twice(autojump_clock):
     assert {head["tracestate"] for head in sent} == {"vendor=1"}
 
 
-async def test_a_stream_and_a_refusal():
-    """A stream's try lasts until its end; a client's mistake ends its span without an error."""
+async def test_spans_of_a_truncated_stream_and_an_invalid_request():
+    """A stream's attempt lasts until its end; a client's mistake ends its span without an error."""
     async with world() as it:
-        exporter = traced(it.server)
+        exporter = record_spans(it.server)
         it.emulator.script(FAULTS["fault-end"][1])
         await it.stream(HELLO)
         client, server = exporter.get_finished_spans()
@@ -68,20 +69,20 @@ async def test_a_stream_and_a_refusal():
         assert server.attributes["qproxy.outcome"] == "upstream_truncated"
         exporter.clear()
         await it.post({"model": MODEL})
-        (refused,) = exporter.get_finished_spans()
-        assert refused.attributes["http.response.status_code"] == 400
-        assert refused.status.status_code is StatusCode.UNSET
+        (span,) = exporter.get_finished_spans()
+        assert span.attributes["http.response.status_code"] == 400
+        assert span.status.status_code is StatusCode.UNSET
 
 
-async def test_without_tracing_nothing_is_carried():
-    """No trace of ours, and none of the client's, reaches an upstream unless tracing is on."""
+async def test_without_tracing_no_context_is_forwarded():
+    """No traceparent, not even the client's, reaches an upstream unless tracing is enabled."""
     async with world() as it:
         await it.post(HELLO, headers=[(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())])
         assert "traceparent" not in it.emulator.requests[0].headers
 
 
 def test_without_the_library(monkeypatch):
-    """Who asks for traces and has no OpenTelemetry is told what to install."""
+    """Enabling tracing without OpenTelemetry raises ConfigError with the packages to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"pip install .*opentelemetry-sdk"):
         build_server(Config(accounts=accounts("one"), tracing=True))
