@@ -1,5 +1,5 @@
-"""docs/deploy: what is copied onto machines names real settings, keeps its walls, and its health check tells
-the truth."""
+"""docs/deploy: its files name existing settings, keep their isolation options, and have a working health
+check."""
 
 import configparser
 import json
@@ -22,7 +22,7 @@ DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 DOCKERFILE, COMPOSE, UNIT, TOOLS = (
     (DEPLOY / name).read_text() for name in ("Dockerfile", "compose.yaml", "qproxy.service", "tools.conf")
 )
-WALLS = {
+ISOLATION = {
     "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes",
     "PrivateTmp": "yes",
     "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes",
@@ -48,11 +48,11 @@ def test_variables_are_settings(name):
     assert {word.lower() for word in named} <= {*SETTINGS, "config", "home"}
 
 
-def test_the_unit_keeps_its_walls():
-    """The unit runs as nobody, writes its own directory only, comes back always, and reloads by our own
-    command."""
+def test_the_unit_is_isolated():
+    """The unit runs as a dynamic user, writes its own directory only, always restarts, and reloads by `qproxy
+    reload`."""
     service = unit(UNIT)
-    assert {name: service.get(name) for name in WALLS} == WALLS
+    assert {name: service.get(name) for name in ISOLATION} == ISOLATION
     for line in ("ExecStart", "ExecReload"):
         program, *words = service[line].split()
         assert program == "/opt/qproxy/bin/qproxy"
@@ -62,8 +62,8 @@ def test_the_unit_keeps_its_walls():
     assert wanted < int(service["LimitNOFILE"])
 
 
-def test_tools_take_away_no_more_than_they_need():
-    """The drop-in leaves the user, the file system and the privileges as they are."""
+def test_the_drop_in_for_tools_keeps_the_isolation():
+    """It changes neither the user nor the file system nor the privileges."""
     assert not unit(TOOLS).keys() & {
         "DynamicUser",
         "NoNewPrivileges",
@@ -73,20 +73,19 @@ def test_tools_take_away_no_more_than_they_need():
     }
 
 
-def test_the_image_is_not_root_and_the_containers_can_do_little():
-    """The last user of the image is none of the machine's; compose takes away what a container has by
-    default."""
+def test_the_container_is_unprivileged():
+    """The last user of the image is not root; compose drops the default capabilities of a container."""
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE)[-1] == "10001:10001"
     assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"python:3.13-slim"}
-    for wall in ("read_only: true", "cap_drop: [ALL]", "no-new-privileges:true", '"127.0.0.1:8787:8787"'):
-        assert wall in COMPOSE
+    for option in ("read_only: true", "cap_drop: [ALL]", "no-new-privileges:true", '"127.0.0.1:8787:8787"'):
+        assert option in COMPOSE
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)[0])
     command = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[-1])
     build_parser().parse_args([*entry, *command][1:])
 
 
 async def test_the_health_check():
-    """The image's own command says well while the server serves, and not when it is gone."""
+    """The image's command exits with 0 while the server runs, and with another code afterwards."""
     found = re.search(r"HEALTHCHECK.*?CMD (\[.*?\])$", DOCKERFILE, re.DOTALL | re.MULTILINE)
     assert found is not None
     _, *arguments = json.loads(found[1])

@@ -1,4 +1,4 @@
-"""The README and docs/ against the code: what they name exists, and what exists they name."""
+"""The README and docs/ match the code: each names exactly the other's items."""
 
 import ast
 import re
@@ -23,22 +23,22 @@ METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
 
 
 def rows(text, title):
-    """The rows of the table under a heading, as lists of cells."""
+    """Return the rows of the table under a heading, as lists of cells."""
     section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def test_the_readme_is_short():
-    """It is read in one go."""
+    """The README has fewer than 150 lines."""
     assert README.count("\n") < 150
 
 
-def test_the_readmes_transcript_is_what_the_demo_prints():
-    """All of it, but for ports and times; where no tool can run, up to what the demo says instead."""
-    said: list[str] = []
-    assert demo.run(0, True, said.append) == 0
-    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(said))
+def test_the_readmes_transcript_is_the_output_of_the_demo():
+    """They are equal except for ports and times; if no tool can run, up to the demo's note about it."""
+    output: list[str] = []
+    assert demo.run(0, True, output.append) == 0
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(output))
     printed = re.sub(r"\b\d+ ms\b", "30 ms", printed)
     shown = README.partition("$ qproxy demo --once\n")[2].partition("\n```")[0]
     printed, _, missing = printed.partition(f"\n{demo.NO_TOOL}")
@@ -47,7 +47,7 @@ def test_the_readmes_transcript_is_what_the_demo_prints():
 
 
 def test_the_demo_prints_the_bytes_of_the_responses():
-    """With `raw` the lines of the streams are printed, too; without it they are not."""
+    """With `raw` the lines of the streams are printed; without it they are not."""
     lines: dict[bool, list[str]] = {False: [], True: []}
     for raw, printed in lines.items():
         assert demo.run(0, True, printed.append, raw=raw) == 0
@@ -57,54 +57,56 @@ def test_the_demo_prints_the_bytes_of_the_responses():
 
 
 def test_every_command_is_in_the_readme():
-    """With the words of its help."""
-    told = {cells[0].strip("`").removeprefix("qproxy "): cells[1] for cells in rows(README, "Commands")}
-    assert told == {name: cli.resolve_command(name).HELP for name in cli.COMMANDS}
+    """The README has each command with its help text."""
+    documented = {cells[0].strip("`").removeprefix("qproxy "): cells[1] for cells in rows(README, "Commands")}
+    assert documented == {name: cli.resolve_command(name).HELP for name in cli.COMMANDS}
 
 
-def told_routes():
-    """(method, path) of every endpoint in the README, without /v1."""
+def documented_routes():
+    """Yield (method, path) of every endpoint in the README, without /v1."""
     for cells in rows(README, "Endpoints"):
         methods: list[str] = []
-        spoken = False
+        has_path = False
         for word in chain.from_iterable(code.split() for code in re.findall(r"`([^`]*)`", cells[0])):
             if word in METHODS:
-                methods = [word] if spoken else [*methods, word]
-                spoken = False
+                methods = [word] if has_path else [*methods, word]
+                has_path = False
             else:
-                spoken = True
+                has_path = True
                 yield from ((method, word.removeprefix("/v1")) for method in methods)
 
 
 def test_every_endpoint_is_in_the_readme():
-    """And nothing else; a path that ends in … stands for all below it."""
+    """The README has no other endpoint; a path that ends in … stands for all paths below it."""
     server = build_server(Config(accounts=accounts("one"), store_responses=False))
-    there = {
+    existing = {
         (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", route.path))
         for family in server.route_groups
         for route in family.routes()
         for method in route.methods
     }
-    told = set(told_routes())
-    below = tuple(path.removesuffix("…") for _, path in told if path.endswith("…"))
-    assert {route for route in there - told if not (below and route[1].startswith(below))} == set()
-    assert {route for route in told - there if not route[1].endswith("…")} == set()
+    documented = set(documented_routes())
+    below = tuple(path.removesuffix("…") for _, path in documented if path.endswith("…"))
+    assert {route for route in existing - documented if not (below and route[1].startswith(below))} == set()
+    assert {route for route in documented - existing if not route[1].endswith("…")} == set()
 
 
 def test_every_package_is_in_the_readme():
-    """Each package and module of qproxy is named once in the tree, and what is named is there."""
-    there = {
+    """Each package and module of qproxy is in the tree once, and the tree has no other."""
+    existing = {
         path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     tree = README.partition("## Where things live")[2].partition("```\n")[2].partition("```")[0]
-    told = re.findall(r"[\w.]+", " ".join(line.strip().partition("  ")[0] for line in tree.splitlines()))
-    assert set(told) == there
-    assert len(told) == len(set(told))
+    documented = re.findall(
+        r"[\w.]+", " ".join(line.strip().partition("  ")[0] for line in tree.splitlines())
+    )
+    assert set(documented) == existing
+    assert len(documented) == len(set(documented))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    """What a page points to in this repository is there."""
+def test_links_have_targets(page):
+    """Each relative link of a page leads to an existing file."""
     links = re.findall(r"(?<!!)\[[^]]*\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
@@ -126,8 +128,8 @@ def test_every_example_is_named():
     assert [name for name in examples if f"examples/{name}" not in pages] == []
 
 
-def test_the_design_names_what_is_there():
-    """Every file, folder and table that docs/design.md speaks of exists."""
+def test_the_design_names_existing_files():
+    """Every file, folder and table in docs/design.md exists."""
     page = (ROOT / "docs" / "design.md").read_text()
     places = re.findall(r"`((?:qproxy/|tests/)?[\w/]+(?:\.py|/))`", page)
     assert len(places) > 20
@@ -145,7 +147,7 @@ def test_the_design_names_what_is_there():
 
 
 def codes():
-    """Every error code that a client may be told, as the source has them."""
+    """Yield every error code that a client may receive, as the source has them."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "diagnostics"):
             continue
@@ -163,17 +165,19 @@ def codes():
 
 
 def test_every_error_code_is_documented():
-    """docs/errors.md names each, and none that there is not."""
-    there = {node.value for node in codes() if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    """docs/errors.md names each code, and no other."""
+    existing = {
+        node.value for node in codes() if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     page = (ROOT / "docs" / "errors.md").read_text()
     cells = [line.strip("|").split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
-    told = set(re.findall(r"`(\w+)`", " ".join(cells)))
-    assert len(there) > 30
-    assert told == there
+    documented = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert len(existing) > 30
+    assert documented == existing
 
 
 def statuses():
-    """Each error code in the source with the status that it is raised with, where both stand in one call."""
+    """Return each error code in the source with its status, if one call has both."""
     defaults = {"RequestError": 400, "OverloadedError": 503, "UpstreamError": 502, "QproxyError": 500}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "diagnostics"):

@@ -1,4 +1,4 @@
-"""docs/models.md and the catalog."""
+"""docs/models.md matches the catalog."""
 
 import re
 import tomllib
@@ -13,8 +13,8 @@ from qproxy.wire.models.table import models_table
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
-def test_the_page_has_every_model_and_every_cell():
-    """The table of the page is the catalog's, with its date, and every cell of a row is explained."""
+def test_the_page_has_every_model_and_explains_every_field():
+    """The table of the page is the catalog's, with its date, and every field of a row is explained."""
     page = PAGE.read_text("utf-8")
     assert models_table(package_catalog()) in page
     assert f"As of {package_catalog().as_of}." in page
@@ -23,7 +23,7 @@ def test_the_page_has_every_model_and_every_cell():
 
 
 def test_the_example_is_a_configuration(tmp_path):
-    """The rows of the page load, and hold."""
+    """The rows of the page load, and take effect."""
     (example,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert len(tomllib.loads(example)["models"]) == 3
     (tmp_path / "e.toml").write_text(example)

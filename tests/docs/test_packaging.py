@@ -1,5 +1,4 @@
-"""What is shipped: the wheel works by itself, in an environment that has never seen the source, and holds
-everything."""
+"""The wheel is complete and works in an environment without the source."""
 
 import os
 import re
@@ -26,19 +25,19 @@ BESIDE_CODE = (
 )
 
 
-def ran(*command, **settings):
+def run_command(*command, **settings):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def python(*arguments, **settings):
-    return ran(sys.executable, *arguments, **settings)
+    return run_command(sys.executable, *arguments, **settings)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The tree that the sdist holds."""
+    """Return the unpacked tree of the sdist."""
     folder = tmp_path_factory.mktemp("sdist")
     python("-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder), cwd=ROOT)
     with tarfile.open(folder / f"qproxy-{VERSION}.tar.gz") as archive:
@@ -48,19 +47,19 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory):
-    """The wheel, made of the sdist as an installer would make it."""
+    """Build the wheel from the sdist, as an installer does."""
     folder = tmp_path_factory.mktemp("wheel")
     python("-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder), cwd=source)
     return folder / f"qproxy-{VERSION}-py3-none-any.whl"
 
 
-def test_the_sdist_is_whole(source):
-    """Whoever has it can read, test and ship qproxy."""
+def test_the_sdist_is_complete(source):
+    """The sdist has the files to read, test and package qproxy."""
     assert [name for name in BESIDE_CODE if not (source / name).is_file()] == []
 
 
 def test_the_wheel_holds_the_package_and_its_data(wheel):
-    """Every file of the package is in it, and nothing else but its metadata."""
+    """Every file of the package is in the wheel, and nothing else except its metadata."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [
         path for path in (ROOT / "qproxy").rglob("*") if path.is_file() and "__pycache__" not in path.parts
@@ -74,11 +73,10 @@ def test_the_wheel_holds_the_package_and_its_data(wheel):
     assert {"qproxy/py.typed", "qproxy/wire/models/models.toml"} <= names
 
 
-def test_the_wheel_works_by_itself(wheel, tmp_path):
-    """Installed into a new environment, without the source, it tells its version and shows the README's
-    transcript.
+def test_the_wheel_works_without_the_source(wheel, tmp_path):
+    """In a new environment it prints its version and the README's transcript.
 
-    The environment borrows the dependencies of this one: what is tested is ours, and no index is asked.
+    The environment uses the dependencies of this one: the test is about the package, and contacts no index.
     """
     home = tmp_path / "environment"
     python("-m", "venv", "--without-pip", str(home))
@@ -99,12 +97,12 @@ def test_the_wheel_works_by_itself(wheel, tmp_path):
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     settings = {"cwd": tmp_path, "env": environ}
-    where = ran(inside, "-c", "import qproxy; print(qproxy.__file__)", **settings)
+    where = run_command(inside, "-c", "import qproxy; print(qproxy.__file__)", **settings)
     assert Path(where.strip()).is_relative_to(home)
     command = str(home / "bin" / "qproxy")
-    assert ran(command, "--version", **settings) == f"qproxy {VERSION}\n"
-    assert ran(command, "help", "errors", **settings) == (ROOT / "docs" / "errors.md").read_text()
-    printed = ran(command, "demo", "--once", "--port", "0", **settings)
+    assert run_command(command, "--version", **settings) == f"qproxy {VERSION}\n"
+    assert run_command(command, "help", "errors", **settings) == (ROOT / "docs" / "errors.md").read_text()
+    printed = run_command(command, "demo", "--once", "--port", "0", **settings)
     shown = (
         (ROOT / "README.md").read_text().partition("$ qproxy demo --once\n")[2].partition("\n> What is '")[0]
     )

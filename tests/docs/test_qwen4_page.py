@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_row_names_tests_that_exist():
-    """Each feature has a test, under the name that the page gives."""
+    """Each feature has a test with the name on the page."""
     page = (ROOT / "docs/qwen4.md").read_text(encoding="utf-8")
     defined = {
         name

@@ -1,5 +1,5 @@
-"""The project's prose is plain technical English: words that other words replace (docs/design.md, Glossary)
-do not come back."""
+"""The project's prose is plain technical English without the words that the glossary of docs/design.md
+replaces."""
 
 import ast
 import io
@@ -53,12 +53,12 @@ def test_prose_of_a_module_has_no_banned_word(path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_no_banned_word(page):
-    """The documentation uses the words of the field, too; the glossary itself names what it replaces."""
+    """The documentation uses the words of the field, too; the glossary itself names the replaced words."""
     text = page.read_text().partition("\n## Glossary")[0]
     assert not [line for line in text.split("\n") if BANNED.search(MODEL_TEXTS.sub("", line))]
 
 
-def test_the_pattern_finds_what_it_bans():
+def test_the_pattern_matches_a_banned_word():
     """The test above can fail."""
     assert BANNED.search("# nobody is told of it")
     assert not BANNED.search("# no client is notified")

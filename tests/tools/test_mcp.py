@@ -1,4 +1,4 @@
-"""MCP servers: real ones, started behind the fence or reached over HTTP, and what becomes of their tools."""
+"""MCP servers: real ones, started in the sandbox or reached over HTTP, and their tools."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ SEARCH = str(EXAMPLES / "file_search.py")
 
 
 def server(code, **given):
-    """A server on our own Python, without a fence: what it says is what these tests are about."""
+    """Return a server on this Python, without a sandbox; these tests are about its messages."""
     connect = stdio_connection(
         [sys.executable, "-I", "-c", PRELUDE + code], UnsandboxedLauncher(), SandboxPolicy()
     )
@@ -79,24 +79,24 @@ def new_transport() -> UpstreamTransport:
 
 @asynccontextmanager
 async def connected(*servers):
-    """Servers that have had their first try."""
+    """Connect servers, and yield after the first attempt of each."""
     async with trio.open_nursery() as nursery:
-        for one in servers:
-            nursery.start_soon(one.run)
+        for mcp_server in servers:
+            nursery.start_soon(mcp_server.run)
         with trio.fail_after(20):
-            for one in servers:
-                await one.wait_ready()
+            for mcp_server in servers:
+                await mcp_server.wait_ready()
         yield
         nursery.cancel_scope.cancel()
 
 
-async def ask(one, name, arguments="{}"):
-    (tool,) = [tool for tool in one.tools if tool.name == name]
+async def call_tool(mcp_server, name, arguments="{}"):
+    (tool,) = [tool for tool in mcp_server.tools if tool.name == name]
     return await invoke.invoke(tool, arguments)
 
 
-async def until(condition):
-    """Return when something that another process does has come true."""
+async def wait_until(condition):
+    """Return when a condition on another process is true."""
     for _ in range(1000):
         if condition():
             return
@@ -120,12 +120,13 @@ serve(tools, call)
 """
 
 
-async def test_what_a_server_offers(caplog):
-    """All pages are read, names are made sound, faulty schemas left out, and results become text."""
-    one = server(TOOLS)
-    async with connected(one):
-        assert one.state == "connected, 6 tools"
-        assert [tool.name for tool in one.tools] == [
+async def test_the_tools_of_a_server(caplog):
+    """All pages are read, names are sanitized, tools with invalid schemas are skipped, and results become
+    text."""
+    mcp_server = server(TOOLS)
+    async with connected(mcp_server):
+        assert mcp_server.state == "connected, 6 tools"
+        assert [tool.name for tool in mcp_server.tools] == [
             "s__add",
             "s__odd_n_me",
             "s__fails",
@@ -134,23 +135,25 @@ async def test_what_a_server_offers(caplog):
             "s__dies",
         ]
         assert "skipping tool 'bad'" in caplog.text
-        assert (await ask(one, "s__add", '{"a": 2}')).text == "{'a': 2}"
-        assert (await ask(one, "s__add", '{"a": "x"}')).text.startswith("Error: Invalid arguments at $.a")
-        assert (await ask(one, "s__fails")).text == "Error: no\nmore"
-        assert (await ask(one, "s__image")).text == "see\n[image: image/png]"
-        assert (await ask(one, "s__structure")).text == '{"a":1}'
+        assert (await call_tool(mcp_server, "s__add", '{"a": 2}')).text == "{'a': 2}"
+        assert (await call_tool(mcp_server, "s__add", '{"a": "x"}')).text.startswith(
+            "Error: Invalid arguments at $.a"
+        )
+        assert (await call_tool(mcp_server, "s__fails")).text == "Error: no\nmore"
+        assert (await call_tool(mcp_server, "s__image")).text == "see\n[image: image/png]"
+        assert (await call_tool(mcp_server, "s__structure")).text == '{"a":1}'
 
 
-async def test_a_list_that_is_not_allowed_is_not_seen():
-    """The allow-list of a server goes by the names that the server gives."""
-    one = server(TOOLS, allow=["add"])
-    async with connected(one):
-        assert [tool.name for tool in one.tools] == ["s__add"]
+async def test_tools_outside_the_allow_list_are_ignored():
+    """The allow-list of a server uses the names that the server sends."""
+    mcp_server = server(TOOLS, allow=["add"])
+    async with connected(mcp_server):
+        assert [tool.name for tool in mcp_server.tools] == ["s__add"]
 
 
-async def test_a_change_of_the_list_is_noticed():
-    """When the server says that its tools changed, the new ones are there."""
-    one = server(
+async def test_a_changed_list_is_reloaded():
+    """After a list_changed notification the new tools are available."""
+    mcp_server = server(
         """
 named = ["first"]
 def call(params):
@@ -160,10 +163,10 @@ def call(params):
 serve(lambda params: {"tools": [tool(name) for name in named]}, call)
 """
     )
-    async with connected(one):
-        assert [tool.name for tool in one.tools] == ["s__first"]
-        assert (await ask(one, "s__first")).ok
-        await until(lambda: len(one.tools) == 2)
+    async with connected(mcp_server):
+        assert [tool.name for tool in mcp_server.tools] == ["s__first"]
+        assert (await call_tool(mcp_server, "s__first")).ok
+        await wait_until(lambda: len(mcp_server.tools) == 2)
 
 
 NEWER = """
@@ -181,26 +184,26 @@ server.run("stdio")
 """
 
 
-async def test_a_change_of_the_list_is_noticed_in_the_protocol_of_2026():
-    """A server of the SDK's newest protocol tells its changes to who asks for them."""
-    one = server(NEWER)
-    async with connected(one):
-        assert [tool.name for tool in one.tools] == ["s__grow"]
-        assert (await ask(one, "s__grow")).text == "grown"
-        await until(lambda: len(one.tools) == 2)
-        assert (await ask(one, "s__second")).text == "2"
+async def test_a_changed_list_is_reloaded_in_the_protocol_of_2026():
+    """A server of the SDK's newest protocol notifies its subscribers of changes."""
+    mcp_server = server(NEWER)
+    async with connected(mcp_server):
+        assert [tool.name for tool in mcp_server.tools] == ["s__grow"]
+        assert (await call_tool(mcp_server, "s__grow")).text == "grown"
+        await wait_until(lambda: len(mcp_server.tools) == 2)
+        assert (await call_tool(mcp_server, "s__second")).text == "2"
 
 
-async def test_a_server_that_dies_is_started_anew():
-    """The call that it died of is an error for the model, and a moment later its tools are back."""
-    one = server(TOOLS)
-    async with connected(one):
-        before = one.tools
-        outcome = await ask(one, "s__dies")
+async def test_a_server_that_exits_is_restarted():
+    """The call during which it exits is an error for the model, and then its tools are available again."""
+    mcp_server = server(TOOLS)
+    async with connected(mcp_server):
+        before = mcp_server.tools
+        outcome = await call_tool(mcp_server, "s__dies")
         assert not outcome.ok
         assert outcome.text.startswith("Error: The MCP server of this tool")
-        await until(lambda: one.tools and one.tools is not before)
-        assert (await ask(one, "s__add", '{"a": 1}')).ok
+        await wait_until(lambda: mcp_server.tools and mcp_server.tools is not before)
+        assert (await call_tool(mcp_server, "s__add", '{"a": 1}')).ok
 
 
 FAILING = {
@@ -213,46 +216,45 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize(("code", "said"), FAILING.values(), ids=FAILING.keys())
-async def test_a_server_that_does_not_serve(code, said):
-    """Its state says what it did, it offers nothing, and nobody else is harmed."""
+@pytest.mark.parametrize(("code", "expected_error"), FAILING.values(), ids=FAILING.keys())
+async def test_a_failing_server(code, expected_error):
+    """Its state has the cause, it offers no tools, and other servers are unaffected."""
     bad, good = server(code), server(TOOLS)
     async with connected(bad, good):
-        assert bad.state.startswith(f"not connected: {said}")
+        assert bad.state.startswith(f"not connected: {expected_error}")
         assert bad.tools == ()
         assert good.tools
 
 
-async def test_a_silent_server_is_given_up(monkeypatch):
-    """A server that takes the handshake and says nothing is ended when its time is over."""
+async def test_a_silent_server_times_out(monkeypatch):
+    """A server that sends no response is stopped at the connect timeout."""
     monkeypatch.setattr(mcp, "CONNECT_SECONDS", 0.5)
-    one = server("time.sleep(1000)")
-    async with connected(one):
-        assert one.state == "not connected: no response within 0.5 s"
+    mcp_server = server("time.sleep(1000)")
+    async with connected(mcp_server):
+        assert mcp_server.state == "not connected: no response within 0.5 s"
 
 
-async def test_pauses_grow(autojump_clock, caplog):
-    """A server that cannot be reached is tried again after half a second, then twice as long, up to a
-    minute."""
+async def test_reconnects_with_backoff(autojump_clock, caplog):
+    """An unreachable server is retried after half a second, then after twice as long, up to a minute."""
     times = []
 
     @asynccontextmanager
-    async def nowhere():
+    async def fail_to_connect():
         times.append(trio.current_time())
         if times:
             raise OSError("nobody there")
         yield None, None
 
-    one = mcp.McpServer("s", nowhere)
+    mcp_server = mcp.McpServer("s", fail_to_connect)
     with trio.move_on_after(300):
-        await one.run()
+        await mcp_server.run()
     pauses = [round(after - before, 3) for before, after in pairwise(times)]
     assert pauses[:8] == [0.5, 1, 2, 4, 8, 16, 32, 60]
     assert caplog.text.count("nobody there") == 1
 
 
 class _Http:
-    """A stateless MCP server over HTTP, and what headers it has seen."""
+    """A stateless MCP server over HTTP, and the headers that it received."""
 
     def __init__(self):
         self.seen = []
@@ -269,7 +271,7 @@ class _Http:
             body += message["body"]
             if not message["more_body"]:
                 break
-        asked = json.loads(body) if body else {}
+        message_in = json.loads(body) if body else {}
         results = {
             "initialize": {
                 "protocolVersion": "2025-06-18",
@@ -280,12 +282,12 @@ class _Http:
             "tools/call": {"content": [{"type": "text", "text": "over HTTP"}]},
         }
         status, reply = 405, {}
-        if scope["method"] == "POST" and "id" not in asked:
+        if scope["method"] == "POST" and "id" not in message_in:
             status = 202
         elif scope["method"] == "POST":
-            status, reply = 200, {"jsonrpc": "2.0", "id": asked["id"]}
-            if asked["method"] in results:
-                reply["result"] = results[asked["method"]]
+            status, reply = 200, {"jsonrpc": "2.0", "id": message_in["id"]}
+            if message_in["method"] in results:
+                reply["result"] = results[message_in["method"]]
             else:
                 reply["error"] = {"code": -32601, "message": "no"}
         await send(
@@ -299,7 +301,7 @@ class _Http:
 
 
 async def test_a_server_over_http():
-    """A server that runs elsewhere is reached by its address, with the declared headers."""
+    """A remote server is reached at its URL, with the declared headers."""
     app, settings = _Http(), HypercornConfig()
     settings.bind = ["127.0.0.1:0"]
     settings.accesslog = settings.errorlog = None
@@ -308,12 +310,12 @@ async def test_a_server_over_http():
         (url,) = await nursery.start(
             lambda task_status: hypercorn.trio.serve(app, settings, task_status=task_status)
         )
-        one = mcp.McpServer(
+        mcp_server = mcp.McpServer(
             "web", mcp.http_connection(f"{url}/mcp", {"authorization": "Bearer token"}, new_transport)
         )
-        async with connected(one):
-            assert one.state == "connected, 1 tools"
-            assert (await ask(one, "web__hello")).text == "over HTTP"
+        async with connected(mcp_server):
+            assert mcp_server.state == "connected, 1 tools"
+            assert (await call_tool(mcp_server, "web__hello")).text == "over HTTP"
         assert all(seen[b"authorization"] == b"Bearer token" for seen in app.seen)
         nursery.cancel_scope.cancel()
 
@@ -343,29 +345,32 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("answer", "said"), HOSTILE.values(), ids=HOSTILE)
-async def test_a_hostile_server_over_http(answer, said, caplog):
-    """What it sends has the bounds of every upstream's, before anything parses it; the state says which."""
+@pytest.mark.parametrize(("response", "expected_error"), HOSTILE.values(), ids=HOSTILE)
+async def test_a_malicious_server_over_http(response, expected_error, caplog):
+    """Its responses have the bounds of every upstream's, before anything parses them; the state names the
+    limit."""
 
     async def serve(stream):
         with suppress(trio.BrokenResourceError):
             await stream.receive_some()
-            await stream.send_all(answer)
+            await stream.send_all(response)
             await stream.send_eof()
             await stream.receive_some()
 
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
-        one = mcp.McpServer("web", mcp.http_connection(f"http://127.0.0.1:{port}/mcp", {}, new_transport))
-        async with connected(one):
-            assert one.state.startswith("not connected: ")
-            assert said in one.state
+        mcp_server = mcp.McpServer(
+            "web", mcp.http_connection(f"http://127.0.0.1:{port}/mcp", {}, new_transport)
+        )
+        async with connected(mcp_server):
+            assert mcp_server.state.startswith("not connected: ")
+            assert expected_error in mcp_server.state
         nursery.cancel_scope.cancel()
 
 
-def test_the_values_of_a_message():
-    """Those in strings do not count, wherever the string is cut."""
+def test_counts_the_values_of_a_message():
+    """Values in strings do not count, wherever the string is truncated."""
     assert messages.values(b'{"a": [1, "[{,,,", {}]}') == 5
     assert messages.values(b'["cut \\" ,,,') == 1
     messages.check(b'{"a": "' + b"," * messages.MAX_VALUES + b'"}')
@@ -373,18 +378,18 @@ def test_the_values_of_a_message():
         messages.check(MANY)
 
 
-async def test_a_message_of_many_values_ends_its_server():
-    """The SDK would make objects of all of them in one step."""
-    one = server(f"print('[' + '[],' * {messages.MAX_VALUES} + '0]', flush=True); time.sleep(60)")
-    async with connected(one):
-        assert one.state == "not connected: it sent a message of more than 100000 values"
+async def test_a_message_of_many_values_disconnects_its_server():
+    """The SDK would create objects for all of them in one step."""
+    mcp_server = server(f"print('[' + '[],' * {messages.MAX_VALUES} + '0]', flush=True); time.sleep(60)")
+    async with connected(mcp_server):
+        assert mcp_server.state == "not connected: it sent a message of more than 100000 values"
 
 
-async def test_a_flood_of_changes(autojump_clock):
-    """However often a server says that its list has changed, it is asked once a second at most."""
-    asked = []
+async def test_a_flood_of_list_changes(autojump_clock):
+    """However often a server notifies of changes, its list is fetched once a second at most."""
+    message_in = []
 
-    async def answer(received, incoming):
+    async def response(received, incoming):
         async for message in received:
             asked_for = message.message
             if not hasattr(asked_for, "id"):
@@ -394,18 +399,18 @@ async def test_a_flood_of_changes(autojump_clock):
                 result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": True}}}
                 reply["result"] = {**result, "serverInfo": {"name": "x", "version": "1"}}
             elif asked_for.method == "tools/list":
-                asked.append(trio.current_time())
+                message_in.append(trio.current_time())
                 reply["result"] = {"tools": []}
             else:
                 reply["error"] = {"code": -32601, "message": "no"}
-            await incoming.send(said(reply))
+            await incoming.send(expected_error(reply))
 
-    def said(message):
+    def expected_error(message):
         return SessionMessage(jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", **message}))
 
     async def flood(incoming):
         while True:
-            await incoming.send(said({"method": "notifications/tools/list_changed"}))
+            await incoming.send(expected_error({"method": "notifications/tools/list_changed"}))
             await trio.sleep(0.01)
 
     @asynccontextmanager
@@ -413,34 +418,34 @@ async def test_a_flood_of_changes(autojump_clock):
         incoming, received = anyio.create_memory_object_stream[Any](0)
         to_send, outgoing = anyio.create_memory_object_stream[Any](0)
         async with incoming, received, to_send, outgoing, trio.open_nursery() as nursery:
-            nursery.start_soon(answer, outgoing, incoming)
+            nursery.start_soon(response, outgoing, incoming)
             nursery.start_soon(flood, incoming)
             yield received, to_send
             nursery.cancel_scope.cancel()
 
-    one = mcp.McpServer("s", connect)
+    mcp_server = mcp.McpServer("s", connect)
     with trio.move_on_after(10.5):
-        await one.run()
-    assert 9 <= len(asked) <= 11
+        await mcp_server.run()
+    assert 9 <= len(message_in) <= 11
 
 
-async def test_the_tools_of_a_server_through_the_whole_way():
-    """A client asks for a server by its label, for some of its tools, or sees only a better answer."""
+async def test_the_tools_of_a_server_in_a_request():
+    """A client requests a server by its label, for some of its tools, or receives only the text."""
     entry = McpServerConfig(label="s", argv=[sys.executable, "-I", "-c", PRELUDE + TOOLS], sandbox="none")
     rules = (ToolRuleConfig(policy="always", tools=["s__fails"]),)
     async with world(mcp_servers=(entry,), tool_rules=rules) as it:
         (source,) = it.server.state.tool_runtime.registry.sources
         await source.wait_ready()
-        asked = {**ASK, "tools": [{"type": "mcp", "server_label": "s", "allowed_tools": ["add"]}]}
+        message_in = {**ASK, "tools": [{"type": "mcp", "server_label": "s", "allowed_tools": ["add"]}]}
         it.emulator.script(model_calls(("s__add", {"a": 4})), saying("Four."))
-        _, _, body = await it.post({**asked, "qproxy": {"include": ["tools"]}})
+        _, _, body = await it.post({**message_in, "qproxy": {"include": ["tools"]}})
         assert body["qproxy"]["tools"][0]["output"] == "{'a': 4}"
         names = [tool["function"]["name"] for tool in it.emulator.requests[0].body["tools"]]
         assert names == ["s__add", "s__fails"]
         it.emulator.clear()
         it.emulator.script(model_calls(("s__add", {"a": 4})), saying("Four."))
         status, _, body = await it.post(
-            {"model": ASK["model"], "input": "hi", "tools": asked["tools"]}, "/v1/responses"
+            {"model": ASK["model"], "input": "hi", "tools": message_in["tools"]}, "/v1/responses"
         )
         assert status == 200
         (call,) = [item for item in body["output"] if item["type"] == "mcp_call"]
@@ -451,8 +456,8 @@ async def _nothing():
     return SandboxUnavailable("this machine has no user namespaces.")
 
 
-async def test_without_a_sandbox_a_server_is_not_started(autojump_clock):
-    """Its state says why, and a request for it is told to come back."""
+async def test_a_server_is_not_started_without_a_sandbox(autojump_clock):
+    """Its state has the reason, and a request for it gets a 503."""
     entry = McpServerConfig(label="s", argv=["true"])
     async with world(mcp_servers=(entry,), site=SystemSandbox(_nothing)) as it:
         (source,) = it.server.state.tool_runtime.registry.sources
@@ -473,15 +478,15 @@ FAULTY = {
 }
 
 
-@pytest.mark.parametrize(("fields", "said"), FAULTY.values(), ids=FAULTY.keys())
-def test_a_faulty_declaration_is_named(fields, said):
-    """What is wrong with a server's declaration is said before the start."""
-    with pytest.raises(ConfigError, match=said):
+@pytest.mark.parametrize(("fields", "expected_error"), FAULTY.values(), ids=FAULTY.keys())
+def test_rejects_an_invalid_declaration(fields, expected_error):
+    """A mistake in a server's declaration raises ConfigError before the start."""
+    with pytest.raises(ConfigError, match=expected_error):
         tools.build_tool_runtime(Config(mcp_servers=(McpServerConfig(**fields),)))
 
 
-def test_the_example_searches_its_folder_and_nothing_else(capsys):
-    """The file search of the documentation, fenced: it finds what is in the folder, and cannot leave it."""
+def test_the_example_is_confined_to_its_folder(capsys):
+    """The file search of the documentation, in a sandbox, finds the folder's files, and cannot leave it."""
     if shutil.which("python3", path=policy.PATH) is None:
         return
 
@@ -504,25 +509,28 @@ def test_the_example_searches_its_folder_and_nothing_else(capsys):
     assert "FileNotFoundError" in out
 
 
-async def test_the_example_server_speaks_the_protocol():
-    """The same server without a fence, on whatever Python runs the tests."""
-    one = mcp.McpServer(
+async def test_the_example_server_speaks_mcp():
+    """The same server works without a sandbox, on the Python of the tests."""
+    mcp_server = mcp.McpServer(
         "files",
         stdio_connection(
             [sys.executable, "-I", SEARCH, str(EXAMPLES)], UnsandboxedLauncher(), SandboxPolicy()
         ),
     )
-    async with connected(one):
-        assert [tool.name for tool in one.tools] == ["files__search", "files__read"]
-        assert "file_search.py:1" in (await ask(one, "files__search", '{"words": "mcp server"}')).text
-        assert (await ask(one, "files__search", json.dumps({"words": "xyz" + "zy"}))).text.startswith(
-            "No line"
+    async with connected(mcp_server):
+        assert [tool.name for tool in mcp_server.tools] == ["files__search", "files__read"]
+        assert (
+            "file_search.py:1"
+            in (await call_tool(mcp_server, "files__search", '{"words": "mcp server"}')).text
         )
-        assert not (await ask(one, "files__read", '{"file": "nothing"}')).ok
+        assert (
+            await call_tool(mcp_server, "files__search", json.dumps({"words": "xyz" + "zy"}))
+        ).text.startswith("No line")
+        assert not (await call_tool(mcp_server, "files__read", '{"file": "nothing"}')).ok
 
 
 def test_headers_come_from_the_environment(tmp_path):
-    """A token for a server stands in a variable, and in no repr."""
+    """A token for a server comes from a variable, and is in no repr."""
     (tmp_path / "x.toml").write_text(
         '[[mcp_servers]]\nlabel = "w"\nurl = "https://x.test/mcp"\nheaders_from = {authorization = "TOKEN"}\n'
     )

@@ -1,5 +1,4 @@
-"""Schemas of strangers: what they may cost, what is checked where, and what becomes of a tool whose schema
-costs more."""
+"""Schemas of remote tools: the bounds of their evaluation, its process, and tools that exceed the bounds."""
 
 import json
 import os
@@ -51,13 +50,13 @@ RUNAWAYS = {
     ),
     "uniqueItems": (properties(a={"uniqueItems": True}), {"a": MANY}),
 }
-"""Schemas and arguments that take minutes to years."""
+"""Schemas and arguments whose evaluation takes minutes to years."""
 
 
 @pytest.mark.parametrize(("hostile", "arguments"), RUNAWAYS.values(), ids=RUNAWAYS.keys())
-async def test_a_schema_that_runs_away_makes_its_tool_unavailable(hostile, arguments):
-    """The process that evaluates it is killed, the model and the operator read why, and it is not tried again
-    soon."""
+async def test_a_runaway_schema_makes_its_tool_unavailable(hostile, arguments):
+    """The process that evaluates it is killed, the model and the operator get the cause, and it is not
+    retried soon."""
     evaluator = SchemaEvaluator(cpu_seconds=0.2)
     check = await argument_schema.make_foreign_validator(
         hostile, argument_schema.serialize_bounded(hostile), evaluator
@@ -86,8 +85,8 @@ ODD = {
 
 
 @pytest.mark.parametrize(("odd", "why"), ODD.values(), ids=ODD.keys())
-async def test_a_schema_that_cannot_be_evaluated_is_said_to_be(odd, why):
-    """It is an error for the model that names the kind, and costs no process."""
+async def test_a_schema_that_cannot_be_evaluated(odd, why):
+    """The error for the model names the cause, and no process is lost."""
     evaluator = SchemaEvaluator()
     check = await argument_schema.make_foreign_validator(
         odd, argument_schema.serialize_bounded(odd), evaluator
@@ -116,7 +115,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("hostile", "why"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_schema_is_bounded_before_it_is_evaluated(hostile, why):
-    """Depth, length and numbers have limits, whatever the keywords say."""
+    """Depth, length and numbers have limits, whatever the keywords mean."""
     with pytest.raises(argument_schema.SchemaError, match=why):
         argument_schema.serialize_bounded(nested(20_000) if hostile is None else hostile)
 
@@ -145,8 +144,9 @@ VALUES = st.recursive(
 
 @examples(100)
 @given(st.dictionaries(st.sampled_from(["n", "kinds", "inner", "pattern", "z"]), VALUES, max_size=5))
-def test_here_and_in_the_process_say_the_same(arguments):
-    """Small arguments of a plain schema are checked here: with the result that the process would give."""
+def test_both_processes_give_the_same_result(arguments):
+    """Small arguments of a plain schema are checked in the server's process, with the result of the
+    evaluation process."""
     text = json.dumps(PLAIN).encode()
     assert argument_schema.is_cheap(PLAIN, text)
     here = schema_worker.validate_arguments(schema_worker.make_validator(PLAIN), arguments)
@@ -161,7 +161,7 @@ PATTERNS = st.sampled_from(["a", BOMB, "(a|aa)+$", "[", "(?=a)*"])
 
 
 def subschemas(inner):
-    """Schemas of schemas, with every keyword and now and then one whose value is none of its."""
+    """Return schemas of schemas, with every keyword and occasionally one with an invalid value."""
     several, named = st.lists(inner, min_size=1, max_size=3), st.dictionaries(NAMES, inner, max_size=3)
     keywords = {
         **dict.fromkeys(("items", "not", "contains", "if", "then", "else", "propertyNames"), inner),
@@ -188,11 +188,10 @@ SCHEMAS: st.SearchStrategy[Any] = st.recursive(st.booleans() | st.just({}), subs
 @given(
     schemas=st.lists(subschemas(SCHEMAS), min_size=1, max_size=5), arguments=st.dictionaries(NAMES, VALUES)
 )
-def test_any_schema_ends(schemas, arguments):
-    """Whatever a stranger sends as a schema: it is used, refused with words, or makes its tool
-    unavailable."""
+def test_any_schema_is_handled(schemas, arguments):
+    """Any schema is used, rejected with a message, or makes its tool unavailable."""
 
-    words = []
+    errors = []
 
     async def main():
         evaluator = SchemaEvaluator(cpu_seconds=0.1)
@@ -203,15 +202,15 @@ def test_any_schema_ends(schemas, arguments):
                 )
                 assert await check(json.dumps(arguments)) == arguments
             except (argument_schema.SchemaError, EvaluationLimitExceeded, ToolError) as error:
-                words.append(str(error))
+                errors.append(str(error))
 
     trio.run(main)
-    assert all(5 < len(text) < 1200 for text in words)
+    assert all(5 < len(text) < 1200 for text in errors)
 
 
-async def test_a_usual_call_needs_no_process():
-    """Arguments of a usual schema are checked without one; what is longer goes to it, with the same
-    result."""
+async def test_small_arguments_need_no_process():
+    """Arguments of a usual schema are checked in the server; longer ones are sent to the process, with the
+    same result."""
     check = await argument_schema.make_foreign_validator(
         PLAIN, argument_schema.serialize_bounded(PLAIN), SchemaEvaluator()
     )
@@ -239,35 +238,34 @@ NOT_PLAIN = {
 
 
 @pytest.mark.parametrize("odd", NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
-def test_what_may_take_long_is_not_done_here(odd):
-    """Only known keywords in their right places are evaluated in the server's process."""
+def test_expensive_schemas_are_not_evaluated_in_the_server(odd):
+    """Only known keywords in their correct places are evaluated in the server's process."""
     assert not argument_schema.is_cheap(odd, json.dumps(odd).encode())
 
 
-def test_work_here_is_bounded_by_a_product():
-    """With plain keywords no value of the schema meets a value of the arguments twice: keyword calls are
-    counted."""
+def test_keyword_calls_are_bounded_by_a_product():
+    """With plain keywords each value of the schema meets each value of the arguments at most once."""
     rng = random.Random(1)
     calls = 0
 
-    def counted(function):
-        def call(*given):
+    def counting(function):
+        def wrapper(*given):
             nonlocal calls
             calls += 1
             yield from function(*given) or ()
 
-        return call
+        return wrapper
 
-    def some(depth):
+    def random_schema(depth):
         if depth == 0:
             return {"type": rng.choice(["integer", "string", "array"])}
-        inner = [some(depth - 1) for _ in range(3)]
+        inner = [random_schema(depth - 1) for _ in range(3)]
         return {"anyOf": inner, "items": inner[0], "additionalProperties": inner[1], "not": inner[2]}
 
     kind = schema_worker.validator_class({})
-    validators = {name: counted(function) for name, function in kind.VALIDATORS.items()}
+    validators = {name: counting(function) for name, function in kind.VALIDATORS.items()}
     for depth in range(4):
-        hostile = some(depth)
+        hostile = random_schema(depth)
         assert argument_schema._has_bounded_keywords(hostile)
         given = {"a": [[["x", 1], {"b": [1]}]] * 5}
         import jsonschema
@@ -277,8 +275,8 @@ def test_work_here_is_bounded_by_a_product():
         assert 0 < calls <= argument_schema.count_values(hostile) * argument_schema.count_values(given)
 
 
-async def test_a_caller_who_leaves_in_the_middle_takes_the_process_along():
-    """The next caller gets the answer to his own question, from a new process."""
+async def test_a_cancelled_evaluation_kills_its_process():
+    """The next caller gets the result of its own schema, from a new process."""
     evaluator = SchemaEvaluator(cpu_seconds=5.0)
     hostile = argument_schema.serialize_bounded(RUNAWAYS["a pattern"][0])
     with trio.move_on_after(0.3) as scope:
@@ -287,12 +285,12 @@ async def test_a_caller_who_leaves_in_the_middle_takes_the_process_along():
     assert await evaluator.evaluate(b'{"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}}', b"{}") == {}
 
 
-async def test_callers_take_turns():
-    """Many at once each get the answer to their own question."""
+async def test_concurrent_callers_get_their_own_results():
+    """Callers take turns, and each gets the result of its own schema."""
     evaluator = SchemaEvaluator()
     replies = {}
 
-    async def ask(number):
+    async def evaluate(number):
         found = {"pattern": "^x$", "maxLength": number}
         replies[number] = await evaluator.evaluate(
             argument_schema.serialize_bounded(found), json.dumps("x" * 20).encode()
@@ -300,19 +298,19 @@ async def test_callers_take_turns():
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(ask, number)
+            nursery.start_soon(evaluate, number)
     assert len(replies) == 20
     assert all("'xxxxxxxxxxxxxxxxxxxx'" in reply["arguments"][1] for reply in replies.values())
 
 
-async def test_an_idle_process_that_ended_is_started_anew():
-    """Its end by itself is no error of the schema's."""
+async def test_an_idle_process_that_exited_is_restarted():
+    """Its exit is no error of the schema."""
     evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     process = evaluator._process
     assert process is not None
     assert process.stdin is not None
-    await process.stdin.aclose()  # as it ends when nothing came
+    await process.stdin.aclose()  # it exits without input
     await process.wait()
     assert process.returncode == 0
     replacement = await trio.lowlevel.open_process(["true"], stdin=-1, stdout=-1)
@@ -321,8 +319,8 @@ async def test_an_idle_process_that_ended_is_started_anew():
     assert await evaluator.evaluate(b"{}") == {}
 
 
-async def test_a_process_that_is_killed_is_the_schemas_fault():
-    """The kernel may end it for its memory: the schema is said to be the cause."""
+async def test_a_killed_process_is_an_error_of_the_schema():
+    """The kernel may kill it for its memory: the error names the schema."""
     evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     assert evaluator._process is not None
@@ -332,21 +330,21 @@ async def test_a_process_that_is_killed_is_the_schemas_fault():
     assert await evaluator.evaluate(b"{}") == {}
 
 
-async def test_a_process_has_nothing_of_the_server(monkeypatch):
-    """No variable, no file and no terminal of the server's is the process's."""
+async def test_the_process_inherits_nothing_of_the_server(monkeypatch):
+    """The process has no variable, file or terminal of the server."""
     monkeypatch.setenv("QPROXY_UPSTREAM_KEY", "a secret")
     evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     assert evaluator._process is not None
     pid = evaluator._process.pid
     assert os.getsid(pid) == pid
-    environment, descriptors = seen(pid)
+    environment, descriptors = inherited_resources(pid)
     assert b"a secret" not in environment
     assert set(descriptors) == {"0", "1", "2"}
 
 
-def seen(pid):
-    """What a process has, where the system shows it."""
+def inherited_resources(pid):
+    """Return the environment and descriptors of a process, if the system has /proc."""
     if not os.path.isdir(f"/proc/{pid}/fd"):
         return b"", ["0", "1", "2"]
     with open(f"/proc/{pid}/environ", "rb") as environment:
@@ -369,13 +367,13 @@ def source():
 
 
 def slow_to_check(number):
-    """A schema that is itself slow to check: draft 4 wants the items of an `enum` to be unique."""
+    """Return a schema that is itself slow to check: draft 4 requires the items of an `enum` to be unique."""
     draft = "http://json-schema.org/draft-04/schema#"
     return {"$schema": draft, "enum": [{"a": [n, number]} for n in range(6000)]}
 
 
-async def test_a_list_of_tools_takes_a_bounded_time(caplog):
-    """After three schemas that take too long no new one is checked; what was there before stays."""
+async def test_checking_a_list_of_tools_takes_a_bounded_time(caplog):
+    """After three schemas that take too long no new one is checked; tools checked earlier stay."""
     server = source()
     await server._make_tools([Listed("good", PLAIN)])
     hostile = [Listed(f"bad{n}", slow_to_check(n)) for n in range(10)]
@@ -385,7 +383,7 @@ async def test_a_list_of_tools_takes_a_bounded_time(caplog):
     assert caplog.text.count("earlier schemas took too long to check") == 10 - mcp.MAX_EXCEEDED
 
 
-async def test_what_is_declared_for_a_server_is_bounded(caplog):
+async def test_the_declarations_of_a_server_are_bounded(caplog):
     """The schemas and descriptions of one server go into requests: together they have a limit."""
     server = source()
     tools = await server._make_tools([Listed(f"t{n}", {"title": str(n)}, "x" * 100_000) for n in range(20)])
@@ -393,8 +391,8 @@ async def test_what_is_declared_for_a_server_is_bounded(caplog):
     assert "declarations exceed 1048576 bytes" in caplog.text
 
 
-async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
-    """What was found out about a schema lasts while it is the same; after a rest it is tried anew."""
+async def test_a_tool_stays_unavailable_when_the_list_is_reloaded():
+    """The result for a schema lasts while it is unchanged; after a cooldown it is evaluated again."""
     server = source()
     (tool,) = await server._make_tools([Listed("t", PLAIN)])
     assert tool.unavailable_reason is None
@@ -407,7 +405,7 @@ async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
 
 
 async def test_the_model_reads_why_a_tool_is_unavailable():
-    """A call whose arguments cannot be checked is a result that says so, and the tool does not run."""
+    """A call with arguments that cannot be checked gets an error result, and the tool does not run."""
     hostile, arguments = RUNAWAYS["a pattern"]
 
     async def run(given):

@@ -1,5 +1,4 @@
-"""Tools by themselves: functions and their schemas, commands, what a declaration may say, and `qproxy
-tools`."""
+"""Tools on their own: functions and their schemas, commands, declarations, and `qproxy tools`."""
 
 import dataclasses
 import json
@@ -48,7 +47,7 @@ def everything(
     kind: Literal["a", "b"],
     tags: list[str],
     counts: dict[str, int],
-    place: Place,
+    index: Place,
     whatever: Any,
     noted: Annotated[int, "A note."],
     maybe: str | None = None,
@@ -69,7 +68,7 @@ def everything(
 
 
 def test_a_schema_comes_from_hints_and_docstring():
-    """Every hint that JSON can say becomes a schema, and the docstring its descriptions."""
+    """Every hint that JSON can express becomes a schema, and the docstring its descriptions."""
     tool = functions.as_tool(everything)
     assert tool.name == "everything"
     assert tool.description == "What it does,\nin two lines."
@@ -90,8 +89,8 @@ def test_a_schema_comes_from_hints_and_docstring():
     assert tool.parameters["additionalProperties"] is False
 
 
-def test_a_marked_function_is_still_a_function():
-    """The decorator leaves the function as it was, and sphinx's way of naming parameters is read too."""
+def test_a_decorated_function_stays_callable():
+    """The decorator returns the function itself, and Sphinx's parameter lists are parsed, too."""
 
     @tools.function(name="twice", timeout=3.0)
     def double(n: int) -> int:
@@ -116,7 +115,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("function", UNFIT.values(), ids=UNFIT.keys())
 def test_a_function_that_cannot_be_a_tool(function):
-    """It is refused when it is declared, not when it is called."""
+    """It is rejected when it is declared, not when it is called."""
     with pytest.raises(TypeError):
         functions.as_tool(function)
 
@@ -125,10 +124,10 @@ async def test_a_result_is_text_or_json():
     """Text stays as it is; anything else becomes JSON."""
     for value, text in (("words", "words"), ({"a": [1, None]}, '{"a":[1,null]}'), (None, "null"), (5, "5")):
 
-        def said(value=value):
+        def expected_error(value=value):
             return value
 
-        outcome = await invoke.invoke(functions.tool(said, name="f"), "")
+        outcome = await invoke.invoke(functions.tool(expected_error, name="f"), "")
         assert (outcome.text, outcome.ok) == (text, True)
 
 
@@ -161,24 +160,24 @@ FAULTY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "said"), FAULTY.values(), ids=FAULTY.keys())
-def test_a_faulty_declaration_is_named(fields, said):
-    """What is wrong with a tool is said before the server starts."""
+@pytest.mark.parametrize(("fields", "expected_error"), FAULTY.values(), ids=FAULTY.keys())
+def test_rejects_an_invalid_declaration(fields, expected_error):
+    """A mistake in a tool's declaration raises ConfigError before the server starts."""
     entry = ToolConfig(**{"name": "x", "argv": ["true"], **fields})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected_error):
         tool_setup.build_tool_runtime(Config(tools=(entry,)))
 
 
-def test_a_link_is_not_followed(tmp_path):
-    """A declared path that is a link is refused: what it leads to may change."""
+def test_rejects_a_symbolic_link(tmp_path):
+    """A declared path that is a link is rejected, since its target may change."""
     (tmp_path / "link").symlink_to("/usr")
     entry = ToolConfig(name="x", argv=["true"], read=[str(tmp_path / "link")])
     with pytest.raises(ConfigError, match="leads to /usr"):
         tool_setup.build_tool_runtime(Config(tools=(entry,)))
 
 
-def test_names_are_unique():
-    """Two tools of one name are refused."""
+def test_tool_names_are_unique():
+    """Two tools of one name raise ConfigError."""
     entry = ToolConfig(name="x", argv=["true"])
     with pytest.raises(ConfigError, match="declared twice"):
         tool_setup.build_tool_runtime(Config(tools=(entry, entry)))
@@ -188,8 +187,8 @@ async def _nothing():
     return SandboxUnavailable("this machine has no user namespaces.")
 
 
-async def test_without_a_sandbox_commands_are_refused(caplog):
-    """The log warns, the model is not told of the tool, and a request for it is a clear 400."""
+async def test_commands_without_a_sandbox_are_unavailable(caplog):
+    """The log has a warning, the model does not see the tool, and a request for it gets a 400."""
     always = ToolConfig(name="always", argv=["true"], policy="always")
     async with world(tools=(always,), site=SystemSandbox(_nothing)) as it:
         assert "tool always is unavailable: no sandbox is available: this machine has no" in caplog.text
@@ -203,14 +202,14 @@ async def test_without_a_sandbox_commands_are_refused(caplog):
         )
 
 
-async def test_a_tool_without_a_sandbox_by_the_operators_word():
-    """`sandbox = "none"` runs a program where no sandbox is available, in an environment of its own."""
+async def test_a_tool_may_run_without_a_sandbox():
+    """`sandbox = "none"` runs a program without a sandbox, in an environment of its own."""
     entry = ToolConfig(name="show", argv=["env"], env={"GIVEN": "yes"}, sandbox="none", policy="always")
     async with world(tools=(entry,), site=SystemSandbox(_nothing)) as it:
         it.emulator.script(model_calls(("show", {})), saying("Done."))
         assert (await it.post(ASK))[0] == 200
-        told = it.emulator.requests[1].body["messages"][-1]["content"]
-        assert sorted(line.partition("=")[0] for line in told.splitlines()) == [
+        output = it.emulator.requests[1].body["messages"][-1]["content"]
+        assert sorted(line.partition("=")[0] for line in output.splitlines()) == [
             "GIVEN",
             "HOME",
             "LANG",
@@ -218,16 +217,16 @@ async def test_a_tool_without_a_sandbox_by_the_operators_word():
         ]
 
 
-async def test_an_unfenced_program_is_ended_with_its_group():
-    """Time limit and end hold for a program without a fence as well."""
+async def test_an_unsandboxed_program_is_killed_with_its_group():
+    """The time limit and cancellation apply to a program without a sandbox as well."""
     with trio.move_on_after(0.2) as scope:
         async with UnsandboxedLauncher()(["sh", "-c", "sleep 1000 & sleep 1000"], SandboxPolicy()) as child:
             await sandbox.communicate(child, b"", limit=10)
     assert scope.cancelled_caught
 
 
-async def test_no_bubblewrap_is_said(monkeypatch):
-    """Where there is none, and where the one there is does not work, the refusal says so."""
+async def test_a_missing_bubblewrap_is_reported(monkeypatch):
+    """If there is none, or it does not work, the error has the cause."""
     monkeypatch.setattr(sandbox.bubblewrap, "bubblewrap_candidates", lambda: iter(()))
     assert "there is no bubblewrap" in str(await sandbox.find_bubblewrap())
     monkeypatch.setattr(
@@ -238,8 +237,8 @@ async def test_no_bubblewrap_is_said(monkeypatch):
     assert "/bin/false: bubblewrap exited without an error message" in str(await sandbox.find_bubblewrap())
 
 
-def test_the_fence_in_words():
-    """A fence says what it must to bubblewrap, and no variable stands in the arguments."""
+def test_the_arguments_of_bubblewrap():
+    """They have every isolation option, and no variable of the policy."""
     given = SandboxPolicy(read=("/a/b",), write=("/a",), env={"KEY": "secret"})
     words = policy.bwrap_arguments(given, gate=5, info=6, seccomp=7)
     line = " ".join(words)
@@ -254,16 +253,16 @@ def test_the_fence_in_words():
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_filter_is_sound(machine):
-    """Whole steps, jumps that stay inside, and a return at the end; nothing for a machine that is not
-    known."""
+def test_the_seccomp_filter_is_valid(machine):
+    """It has whole instructions, jumps inside the program, and a return at the end; an unknown machine gets
+    None."""
     data = seccomp.seccomp_program(machine)
     assert data is not None
     assert len(data) % 8 == 0
     steps = [data[n : n + 8] for n in range(0, len(data), 8)]
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if step[0] & 0x07 == 0x05:
-            assert place + 1 + max(step[2], step[3]) < len(steps)
+            assert index + 1 + max(step[2], step[3]) < len(steps)
     assert steps[-1][0] == seccomp.RETURN
     assert seccomp.seccomp_program("pdp11") is None
 
@@ -273,8 +272,9 @@ def run(capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_the_command_lists_and_tries(capsys):
-    """`qproxy tools` shows the examples of the documentation, and runs them; where it cannot, it says why."""
+def test_the_tools_command_lists_and_runs(capsys):
+    """`qproxy tools` shows the examples of the documentation, and runs them; without Python it names the
+    missing program."""
     if shutil.which("python3", path=policy.PATH) is None:
         code, _, errors = run(capsys)
         assert code == 2
@@ -308,8 +308,8 @@ def test_the_command_lists_and_tries(capsys):
 
 
 def test_paths_and_variables_of_a_declaration(tmp_path):
-    """Paths are seen from the file's folder; variables are taken from the server's environment and kept out
-    of repr."""
+    """Paths are relative to the file's directory; variables come from the server's environment and are in no
+    repr."""
     (tmp_path / "x.toml").write_text(
         '[[tools]]\nname = "x"\nargv = ["./run", "a/b"]\nread = [".", "../up"]\nenv_from = ["TOKEN"]\nenv = '
         '{A = "b"}\n'
@@ -325,7 +325,7 @@ def test_paths_and_variables_of_a_declaration(tmp_path):
 
 
 def test_the_page_has_every_key():
-    """docs/tools.md names every key of a tool, of an MCP server and of an offer."""
+    """docs/tools.md names every key of a tool, of an MCP server and of a rule."""
     page = (EXAMPLES.parent.parent / "tools.md").read_text()
     for record in (ToolConfig, McpServerConfig, ToolRuleConfig):
         for field in dataclasses.fields(record):
