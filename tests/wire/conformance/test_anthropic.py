@@ -1,4 +1,4 @@
-"""The judge of Anthropic's contract: what is right has no violation, and each rule finds what breaks it."""
+"""The checker of Anthropic's contract: a correct response has no violation, and each rule finds one."""
 
 import json
 
@@ -49,7 +49,7 @@ CALLED = block(
 
 
 def judge(*events):
-    """The stream of these events, each under its own name."""
+    """Check the stream of these events, each under its own name."""
     return check_stream([(event["type"], json.dumps(event)) for event in events])
 
 
@@ -57,8 +57,8 @@ def broken(parsed):
     return {violation.rule for violation in parsed.violations}
 
 
-def test_what_is_right():
-    """A stream that is right adds up to its message, and the message is right as a whole answer."""
+def test_a_correct_stream_has_no_violation():
+    """A correct stream adds up to its message, and the message is correct as a whole response."""
     moved = [{**event, "index": 1} if "index" in event else event for event in SAID]
     last = [{**event, "index": 2} if "index" in event else event for event in CALLED]
     parsed = judge(START, {"type": "ping"}, *THOUGHT, *moved, *last, TOOL_END, STOP)
@@ -73,8 +73,8 @@ def test_what_is_right():
     assert judge(START, END, STOP).violations == []
 
 
-def test_what_failed():
-    """An error in a stream or in place of an answer is no violation when it says what it is."""
+def test_an_error_is_no_violation():
+    """An error in a stream or in place of a response is no violation if it has its type and message."""
     error = {"type": "error", "error": {"type": "api_error", "message": "m"}, "request_id": None}
     for parsed in (judge(START, error), judge(error), check_message(error)):
         assert parsed.violations == []
@@ -130,15 +130,15 @@ BREACHES = {
 
 
 @pytest.mark.parametrize(("events", "rule"), BREACHES.values(), ids=BREACHES)
-def test_breaches(events, rule):
-    """Each rule finds the stream that breaks it."""
+def test_streams_with_a_violation(events, rule):
+    """Each rule finds the stream that violates it."""
     parsed = judge(*events)
     assert rule in broken(parsed)
     assert all(violation.rule in RULES and violation.message for violation in parsed.violations)
 
 
-def test_frames():
-    """An event under another name, one without a name and one that is no JSON are found."""
+def test_frames_with_a_violation():
+    """An event under another name, one without a name and one that is not JSON are found."""
     start, stop = ("message_start", json.dumps(START)), ("message_stop", json.dumps(STOP))
     delta_ = ("message_delta", json.dumps(END))
     assert broken(check_stream([start, ("message", json.dumps(END)), stop])) == {"event-name"}
@@ -146,6 +146,6 @@ def test_frames():
     assert broken(check_message([])) == {"json"}
 
 
-def test_every_rule_is_tried():
-    """No rule stands in the table that nothing here breaks."""
+def test_every_rule_is_tested():
+    """Every rule of the table is violated by a case above."""
     assert set(RULES) == {rule for _, rule in BREACHES.values()} | {"json", "error"}

@@ -1,5 +1,5 @@
-"""The checker of OpenAI's contract: every rule has an answer that breaks it, and a right answer breaks
-none."""
+"""The checker of OpenAI's contract: every rule has a response that violates it, and a correct response
+violates none."""
 
 import base64
 import json
@@ -45,8 +45,8 @@ CALLED = chunk({}, "tool_calls")
 COUNTED = json.dumps({**HEAD, "choices": [], "usage": USAGE})
 
 
-def test_a_right_stream_breaks_nothing():
-    """Text, thoughts, a call and the usage that was asked for add up, without a breach."""
+def test_a_correct_stream_has_no_violation():
+    """Text, reasoning, a call and the requested usage add up without a violation."""
     thought = chunk({"reasoning_content": "hm"})
     frames = [chunk(FIRST), thought, chunk({"content": "so"}), call(), piece(), CALLED, COUNTED, DONE]
     reading = chat.check_stream(frames, usage=True)
@@ -92,8 +92,8 @@ STREAMS = {
 
 
 @pytest.mark.parametrize(("rule", "frames"), STREAMS.values(), ids=STREAMS.keys())
-def test_a_stream_that_breaks_a_rule(rule, frames):
-    """Each breach is named by its rule, and every rule says what it costs."""
+def test_streams_with_a_violation(rule, frames):
+    """Each violation is named by its rule, and every rule states its consequence."""
     found = chat.check_stream(frames, usage=False).violations
     assert rule in {breach.rule for breach in found}
     assert all(breach.rule in RULES and breach.message for breach in found)
@@ -111,8 +111,8 @@ ASKED = {
 
 
 @pytest.mark.parametrize("frames", ASKED.values(), ids=ASKED.keys())
-def test_usage_that_was_asked_for(frames):
-    """It comes in a chunk of its own, last, with counts that add up."""
+def test_requested_usage(frames):
+    """Usage is in a chunk of its own, last, with counts that add up."""
     assert "usage" in {breach.rule for breach in chat.check_stream(frames, usage=True).violations}
 
 
@@ -125,8 +125,8 @@ def body(message=MESSAGE, finish="stop", **extra):
     return {**HEAD, "object": "chat.completion", "choices": choices, "usage": USAGE, **extra}
 
 
-def test_a_right_answer_breaks_nothing():
-    """Words, or a call with null content."""
+def test_a_correct_response_has_no_violation():
+    """A response has text, or a call with null content."""
     assert chat.check_response(body()).violations == []
     reading = chat.check_response(
         body({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls")
@@ -152,14 +152,14 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("rule", "answer"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_whole_answer_that_breaks_a_rule(rule, answer):
-    """The same rules hold for answers in one piece."""
+def test_whole_responses_with_a_violation(rule, answer):
+    """The same rules apply to whole responses."""
     assert rule in {breach.rule for breach in chat.check_response(answer).violations}
 
 
 @pytest.mark.parametrize("error", [{"error": {"message": "no"}}, {"error": "no"}], ids=["object", "words"])
 def test_keeps_the_message_of_an_error(error):
-    """The message of a server's error is kept."""
+    """The message of a server's error is preserved."""
     assert chat.check_response(error).error == "no"
     assert chat.check_stream([chunk(FIRST), json.dumps(error)], usage=False).error == "no"
 
@@ -175,13 +175,13 @@ EVENTS = {
 
 
 @pytest.mark.parametrize(("events", "rule"), EVENTS.values(), ids=EVENTS.keys())
-def test_events_that_break_a_rule(events, rule):
-    """Streams of events that break a rule are reported."""
+def test_events_with_a_violation(events, rule):
+    """Streams of events that violate a rule are reported."""
     assert [breach.rule for breach in violations(events)] == [rule]
 
 
-def test_lists_of_models():
-    """Names and breaches of a list."""
+def test_model_lists():
+    """The names and violations of a list are returned."""
     assert plain.check_models({"object": "list", "data": [{"id": "a"}]}) == (["a"], [])
     names, found = plain.check_models({"data": [{"id": "a"}, {}]})
     assert (names, [breach.rule for breach in found]) == (["a"], ["models", "models"])
@@ -201,12 +201,12 @@ ERRORS = {
 
 @pytest.mark.parametrize(("status", "answer", "words"), ERRORS.values(), ids=ERRORS.keys())
 def test_errors(status, answer, words):
-    """A refusal has a status of the client's and OpenAI's four keys."""
+    """An error response has a 4xx status and OpenAI's four keys."""
     assert [breach.message for breach in plain.check_error(status, answer)] == words
 
 
 def test_embeddings():
-    """Vectors come in order, in the form that was asked for, with what they cost."""
+    """Vectors are in order, in the requested format, with their usage."""
     row = base64.b64encode(struct.pack("<2f", 1.0, 2.0)).decode()
 
     def answer(*rows):
@@ -245,8 +245,8 @@ ANYTHING = st.recursive(
 
 
 @given(st.lists(ANYTHING, max_size=4))
-def test_nothing_that_a_server_says_is_too_odd(bodies):
-    """Whatever JSON comes, it is judged and nothing is raised."""
+def test_any_json_is_checked_without_an_exception(bodies):
+    """The checker accepts any JSON and raises nothing."""
     chat.check_stream([json.dumps(body) for body in bodies], usage=True)
     for answer in bodies:
         chat.check_response(answer)
@@ -255,7 +255,7 @@ def test_nothing_that_a_server_says_is_too_odd(bodies):
         plain.check_embeddings(answer, 1, as_base64=True)
 
 
-def test_every_rule_is_tried():
-    """No rule of the table is without an answer above that breaks it, but the one about a header field."""
+def test_every_rule_is_tested():
+    """Every rule of the table is violated by a response above, except the one about a header."""
     tried = {rule for rule, _ in (*STREAMS.values(), *WHOLE.values())} | {"models", "vectors", "error"}
     assert set(RULES) - tried == {"content-type"}

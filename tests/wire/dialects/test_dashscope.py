@@ -1,4 +1,4 @@
-"""DashScope's native API: the request's shape, increments and snapshots, framing and errors."""
+"""DashScope's native API: the shape of requests, increments and snapshots, framing and errors."""
 
 import json
 
@@ -22,7 +22,7 @@ def turn(**more):
 
 
 def test_request():
-    """Messages stand in input, everything else in parameters; a stream is asked for in a header."""
+    """Messages are in input, everything else in parameters; a stream is requested by a header."""
     request = NATIVE.request(
         turn(tools=TOOLS, tool_choice="auto", params={"top_p": 0.5}, stream=True), TARGET
     )
@@ -42,8 +42,8 @@ def test_request():
 @pytest.mark.parametrize(
     "model", ["qwen4-max", "qwen3-vl-plus", "qwen3.5-plus", "qwen3.7-flash", "qwen3-omni-flash"]
 )
-def test_multimodal_models_have_their_own_path(model):
-    """Vision, omni and the newer models are asked at the multimodal path, with untyped parts."""
+def test_multimodal_models_use_their_own_path(model):
+    """Vision, omni and newer models use the multimodal path, with untyped parts."""
     picture = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "what?"}]}]
     target = UpstreamTarget("https://h/api/v1", model, spec=package_catalog().get(model))
@@ -53,8 +53,8 @@ def test_multimodal_models_have_their_own_path(model):
     assert message["content"] == [{"image": "https://x/y.png"}, {"text": "what?"}]
 
 
-def test_parts_of_an_unknown_type_stay():
-    """A part of a type that is not known here goes to the multimodal path under its own name."""
+def test_unknown_part_types_are_forwarded():
+    """A part of an unknown type is sent to the multimodal path under its own name."""
     content = [{"type": "hologram", "hologram": {"url": "x"}}, {"type": "refusal", "refusal": "no"}]
     request = NATIVE.request(turn(messages=[{"role": "user", "content": content}]), TARGET)
     assert "/multimodal-generation/" in request.url
@@ -63,7 +63,7 @@ def test_parts_of_an_unknown_type_stay():
 
 
 def test_text_models_get_strings():
-    """Text parts become one string where a model takes no parts."""
+    """Text parts become one string if a model takes no parts."""
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     (message,) = json.loads(NATIVE.request(turn(messages=messages), TARGET).body)["input"]["messages"]
     assert message["content"] == "ab"
@@ -83,7 +83,7 @@ def call(arguments, name="get", id="call_1", index=0):
 
 
 def play(text, dialect="dashscope", size=None):
-    """The events of a stream, read whole or in pieces of `size` bytes."""
+    """Return the events of a stream, read whole or in chunks of `size` bytes."""
     raw = text.encode()
     decoder = DIALECTS[dialect].decoder(TARGET)
     chain = Pipeline(sse.Decoder(), decoder, tool_calls.build_pipeline(turn(tools=TOOLS)))
@@ -135,22 +135,21 @@ STREAMS = {
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 @pytest.mark.parametrize(("text", "expected"), STREAMS.values(), ids=STREAMS.keys())
 def test_streams(text, expected, dialect):
-    """Increments and snapshots give the same events, whether the native dialect was configured or is
-    recognised."""
+    """Increments and snapshots give the same events, whether the native dialect is configured or detected."""
     folded = fold(play(text, dialect))[0]
     assert (folded["text"], folded["thought"], folded["calls"], folded["reason"]) == expected
     assert fold(play(text, dialect, 1))[0] == folded
 
 
-def test_usage_is_the_last_one():
-    """Counts are cumulative: the last event's are the answer's."""
+def test_the_last_usage_counts():
+    """Counts are cumulative: those of the last event are the response's."""
     out = play(STREAMS["increments"][0])
     assert [one for one in out if isinstance(one, Usage)][-1] == Usage(5, 2, 7)
 
 
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_errors(dialect):
-    """An error event, a code in a 200, and a stream that stops early are errors."""
+    """An error event, a code in a 200, and a truncated stream are errors."""
     data = '{"code":"Throttling.RateQuota","message":"slow","request_id":"r"}'
     error = f"event:error\n:HTTP_STATUS/429\ndata:{data}\n\n"
     last = play(event({"content": "a"}) + error, dialect)[-1]
@@ -161,7 +160,7 @@ def test_errors(dialect):
 
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_whole(dialect):
-    """A whole answer gives the same events; a code with status 200 is an error."""
+    """A whole response gives the same events; a code with status 200 is an error."""
     body = json.loads(event({"content": "ok", "tool_calls": [call("{}")]}, "tool_calls").split("data:")[1])
     stage = tool_calls.build_pipeline(turn(tools=TOOLS))
     out = [one for item in DIALECTS[dialect].response(body, TARGET) for one in stage.feed(item)]
@@ -186,8 +185,8 @@ def test_a_cache_mark_reaches_a_text_model():
     assert sent == [[{"text": "x", "cache_control": {"type": "ephemeral"}}], "y"]
 
 
-def test_what_qwen4_needs_natively():
-    """Its switches are parameters; ciphertext stays on its message, and marks of the cache on their parts."""
+def test_qwen4_fields_in_the_native_dialect():
+    """Qwen4's switches are parameters; ciphertext stays on its message, and cache markers on their parts."""
     part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
     history = {"role": "assistant", "content": "y", "encrypted_content": "c", "reasoning_content": "r"}
     messages = [{"role": "user", "content": [part]}, history, {"role": "user", "content": "z"}]

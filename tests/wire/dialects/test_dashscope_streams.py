@@ -1,4 +1,4 @@
-"""DashScope's native answers and every way to spell server-sent events, from the upstream's bytes to the
+"""DashScope's native responses and every framing of server-sent events, from the upstream's bytes to the
 client's."""
 
 import json
@@ -18,7 +18,7 @@ HERMES = f'<tool_call>\n{{"name": "{NAME}", "arguments": {A}}}\n</tool_call>'
 
 
 def native(content="", finish="null", **message):
-    """An event's data; usage is in each."""
+    """Return the data of an event; each has usage."""
     choice = {"finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}
     return {"output": {"choices": [choice]}, "usage": COUNTS, "request_id": "r"}
 
@@ -37,7 +37,7 @@ def called(*entries, finish="null"):
 
 
 def events(*items):
-    """DashScope's framing: no spaces, the status in a comment, no end mark."""
+    """Return events in DashScope's framing: no spaces, the status in a comment, no end marker."""
     out = b""
     for number, item in enumerate(items):
         if isinstance(item, bytes):
@@ -97,7 +97,7 @@ NATIVE = {
 @pytest.mark.parametrize(("items", "expected"), NATIVE.values(), ids=NATIVE.keys())
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_native(items, expected, dialect):
-    """Native answers are understood where they are expected and recognised where they are not."""
+    """Native responses are decoded if they are expected, and detected otherwise."""
     assert meaning(events(*items), dialect=dialect) == expected
     assert meaning(events(*items).replace(b"\n", b"\r\n"), dialect=dialect) == expected
 
@@ -147,9 +147,9 @@ SEARCHES = {
 
 @pytest.mark.parametrize(("items", "expected"), SEARCHES.values(), ids=SEARCHES.keys())
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
-def test_what_a_search_found_reaches_the_client(items, expected, dialect):
-    """Once, under its own name, in a chunk or an answer that keeps OpenAI's contract; the last word in a
-    whole one."""
+def test_search_results_reach_the_client(items, expected, dialect):
+    """Search results are sent once, under their own name, in a chunk or response that keeps OpenAI's
+    contract; in a whole one, last."""
     raw = events(*items)
     assert meaning(raw, dialect=dialect) == ("ab", "", [], "stop")
     turn = decoded({"stream_options": {"include_usage": True}}, stream=True)
@@ -163,7 +163,7 @@ def test_what_a_search_found_reaches_the_client(items, expected, dialect):
 
 
 def responses_of(answer):
-    """The response that events add up to, by the last event of a stream, which the whole one equals."""
+    """Return the response that events add up to: that of a stream's last event, equal to the whole one."""
     turn = responses.decode(
         {"model": "m", "input": "hi", "stream": True},
         id="resp_1",
@@ -189,7 +189,7 @@ BROKEN = {
 @pytest.mark.parametrize("items", BROKEN.values(), ids=BROKEN.keys())
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_native_failures(items, dialect):
-    """A native stream that ends early, or in an error, ends in an error."""
+    """A native stream that is truncated, or ends in an error, ends in an error."""
     choices, error = same(events(*items), dialect=dialect)
     assert error is not None
     assert choices[0]["text"] == "a"
@@ -233,12 +233,12 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("raw", SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_framing(raw):
-    """However the events are spelled, the answer is the same; only CR and LF end lines."""
+    """The response is the same for every framing of the events; only CR and LF end lines."""
     assert meaning(raw) == (SAYS, "", [], "stop")
 
 
-def test_halves_of_a_character_in_text():
-    """A character cut into two escapes, one in each delta, arrives whole, also where each chunk has a
+def test_surrogates_split_across_text_deltas_are_joined():
+    """A character split into two escapes, one in each delta, arrives whole, even if each chunk has a finish
     reason."""
     for reason in ("null", '""'):
         half = '{"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":%s}]}'
@@ -247,7 +247,7 @@ def test_halves_of_a_character_in_text():
 
 
 def test_a_megabyte_in_one_line():
-    """A whole file in one argument arrives whole, and in pieces of 64 KiB as well."""
+    """A whole file in one argument arrives complete, whole and in chunks of 64 KiB."""
     arguments = json.dumps({"content": "z" * (1 << 20)})
     raw = stream(call(0, "x", "write_file", arguments), chunk(None, "tool_calls"), DONE)
     for pieces in ([raw], cut(raw, range(0, len(raw), 65537))):

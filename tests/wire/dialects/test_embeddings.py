@@ -1,4 +1,4 @@
-"""Requests for embeddings in both dialects, and every answer that must not be believed."""
+"""Requests for embeddings in both dialects, and responses that must be rejected."""
 
 import json
 
@@ -14,7 +14,7 @@ ASKED = EmbeddingInput("alias", ["a", "b", "c"], {"dimensions": 64, "text_type":
 
 
 def test_compatible_request():
-    """Numbers are asked for whatever the client wants, for the model's name at the server."""
+    """Floats are requested whatever format the client requests, under the upstream's model name."""
     request = DIALECTS["compatible"].embeddings_request(ASKED, TARGET)
     assert (request.method, request.url) == ("POST", "https://host.test/compatible-mode/v1/embeddings")
     assert json.loads(request.body) == {
@@ -29,7 +29,7 @@ def test_compatible_request():
 
 @pytest.mark.parametrize("base", ["/compatible-mode/v1", "/api/v1", "/v1", ""])
 def test_native_request(base):
-    """The native service has its own path and spells dimensions otherwise."""
+    """The native service has its own path and its own name for dimensions."""
     target = UpstreamTarget(f"https://host.test{base}", "text-embedding-v4")
     request = DIALECTS["dashscope"].embeddings_request(ASKED, target)
     assert request.url == "https://host.test/api/v1/services/embeddings/text-embedding/text-embedding"
@@ -41,8 +41,8 @@ def test_native_request(base):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_answers_are_read_in_order(dialect):
-    """What the emulator answers in either dialect is read, in the order of the texts."""
+def test_responses_are_read_in_order(dialect):
+    """The emulator's response in either dialect is read, in the order of the texts."""
     sent = json.loads(DIALECTS[dialect].embeddings_request(ASKED, TARGET).body)
     answer = emulated.dashscope_response(sent) if dialect == "dashscope" else emulated.openai_response(sent)
     found = embeddings.parse_response(json.dumps(answer).encode(), ASKED, TARGET)
@@ -94,15 +94,15 @@ def test_other_servers(answer, expected):
     ],
     ids=lambda answer: str(answer)[:40],
 )
-def test_wrong_answers(answer):
-    """One vector for each text and no guess about whose it is: all else is a 502."""
+def test_invalid_responses(answer):
+    """A response without exactly one attributable vector for each text is a 502."""
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with pytest.raises(UpstreamError) as caught:
         embeddings.parse_response(body, ASKED, TARGET)
     assert (caught.value.status, caught.value.code) == (502, "upstream_invalid_response")
 
 
-def test_an_error_inside_a_200():
+def test_an_error_in_a_200():
     """An error object with status 200 keeps its meaning."""
     body = json.dumps({"code": "Arrearage", "message": "overdue", "request_id": "r1"}).encode()
     with pytest.raises(UpstreamError) as caught:

@@ -1,4 +1,4 @@
-"""Ciphertext of a model's reasoning, in whatever delta it comes: on to the client unchanged, and back."""
+"""Ciphertext of a model's reasoning, in any delta, is forwarded unchanged to the client and back."""
 
 import json
 from typing import Any
@@ -48,7 +48,7 @@ def choice(delta, reason, number=0):
 
 
 def frames(dialect, chunks):
-    """The events' bytes of a stream, each chunk a list of choices."""
+    """Return the bytes of a stream's events, each chunk a list of choices."""
     for choices in chunks:
         if dialect == "dashscope":
             native = [
@@ -61,7 +61,7 @@ def frames(dialect, chunks):
 
 
 def decode(dialect, chunks, wanted):
-    """The events that leave `tool_calls`."""
+    """Return the events after `tool_calls`."""
     stages = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(wanted))
     data = b"".join(sse.encode(json.dumps(frame).encode()) for frame in frames(dialect, chunks))
     data += b"" if dialect == "dashscope" else b"data: [DONE]\n\n"
@@ -71,7 +71,7 @@ def decode(dialect, chunks, wanted):
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
 def test_ciphertext_passes_from_any_delta(dialect, deltas):
-    """The client gets it whole, streamed and folded, and the stream keeps its contract."""
+    """The client receives the ciphertext whole, streamed and folded, and the stream keeps its contract."""
     events = decode(dialect, [[choice(*delta)] for delta in deltas], turn())
     check(events)
     assert "".join(event.text for event in events if isinstance(event, EncryptedReasoning)) == CIPHER
@@ -86,8 +86,7 @@ def test_ciphertext_passes_from_any_delta(dialect, deltas):
 
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
 def test_ciphertext_returns_through_responses(deltas):
-    """The reasoning item has it, in a stream and whole, and the items of one turn bring it back on their
-    message."""
+    """The reasoning item has it, streamed and whole, and the items of one turn return it on their message."""
     fields = {"model": "m", "input": "hi", "include": ["reasoning.encrypted_content"]}
     options: dict[str, Any] = {
         "id": "resp_" + "0" * 24,
@@ -114,8 +113,7 @@ def test_ciphertext_returns_through_responses(deltas):
 
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
 def test_ciphertext_returns_through_messages(deltas):
-    """The signature of a thinking block carries it, in a stream and whole, and brings it back on its
-    message."""
+    """The signature of a thinking block carries it, streamed and whole, and returns it on its message."""
     hello = {"role": "user", "content": "hi"}
     fields = {"model": "m", "max_tokens": 9, "messages": [hello]}
     options: dict[str, Any] = {"id": "msg_1", "created": 0, **DECODE_LIMITS}
@@ -133,8 +131,8 @@ def test_ciphertext_returns_through_messages(deltas):
     assert again.messages[1]["encrypted_content"] == CIPHER
 
 
-def test_each_choice_has_its_own():
-    """Ciphertext belongs to the choice that it came with."""
+def test_each_choice_has_its_own_ciphertext():
+    """Ciphertext belongs to the choice with which it was received."""
     chunks = [
         [choice({"content": "a", "encrypted_content": "one"}, None),
             choice({"content": "b", "encrypted_content": "two"}, None, 1)],
@@ -146,8 +144,8 @@ def test_each_choice_has_its_own():
 
 
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
-def test_a_whole_answer_has_it(dialect):
-    """A body that is not streamed brings it in its message."""
+def test_a_whole_response_has_ciphertext(dialect):
+    """The message of a whole body carries it."""
     message = {"role": "assistant", "content": "Hi", "reasoning_content": "sum", "encrypted_content": CIPHER}
     body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     events = DIALECTS[dialect].response({"output": body} if dialect == "dashscope" else body, TARGET)

@@ -1,4 +1,4 @@
-"""Every documented refusal of Qwen's servers, and what a client is told."""
+"""Every documented error of Qwen's servers, and the client's error for it."""
 
 import json
 

@@ -33,7 +33,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("body", SHAPES.values(), ids=SHAPES)
 def test_the_message_survives_its_shape(body):
-    """The client's error contains the upstream's message; a 422 is the request's fault."""
+    """The client's error contains the upstream's message; a 422 is the client's mistake."""
     error = error_mapping.error_from_response(422, (), json.dumps(body).encode())
     assert "too hot" in error.message
     assert error.status == 422
@@ -42,14 +42,14 @@ def test_the_message_survives_its_shape(body):
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 @pytest.mark.parametrize("body", SHAPES.values(), ids=SHAPES)
 def test_the_message_survives_a_success_status(body, dialect):
-    """A 200 whose body is an error of whatever shape fails with the upstream's words."""
+    """A 200 with an error of any shape as its body fails with the upstream's message."""
     *_, failed = DIALECTS[dialect].response(body, TARGET)
     assert isinstance(failed, StreamFailed)
     assert "too hot" in failed.error.message
 
 
-def test_a_part_of_a_response_is_not_repeated():
-    """A body of another API, which may hold what the model said, is not quoted in the error."""
+def test_a_part_of_a_response_is_not_quoted():
+    """The error does not quote a body of another API, which may hold the model's output."""
     for body in ({"message": {"role": "assistant", "content": "secret"}}, {"response": "secret"}):
         *_, failed = DIALECTS["compatible"].response(body, TARGET)
         assert isinstance(failed, StreamFailed)
@@ -65,7 +65,7 @@ def test_a_part_of_a_response_is_not_repeated():
     ],
 )
 def test_events_as_the_body_of_an_error_are_read(body):
-    """A body of events that a gateway sent with an error status is read like the JSON in it."""
+    """A body of events that a gateway sent with an error status is parsed like the JSON in it."""
     error = error_mapping.error_from_response(400, (), body)
     assert error.message.endswith("too hot")
     assert "data:" not in error.message
@@ -98,8 +98,8 @@ def test_a_web_page_is_classified_by_its_status(status):
     assert error.retry_after == (7 if status == 429 else None)
 
 
-def test_an_error_in_xml_keeps_its_words():
-    """The code and message of an error in XML pass; a page in XHTML does not."""
+def test_an_error_in_xml_keeps_its_message():
+    """The code and message of an error in XML are forwarded; a page in XHTML is not."""
     body = b'<?xml version="1.0"?><Error><Code>BadRange</Code><Message>too hot</Message></Error>'
     error = error_mapping.error_from_response(422, (), body)
     assert (error.status, error.message) == (422, "BadRange too hot")
@@ -133,17 +133,16 @@ BEGINNINGS = {
 
 @pytest.mark.parametrize("dialect", BEGINNINGS)
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
-def test_an_error_in_a_stream_keeps_its_words(frame, dialect):
-    """An error of whatever shape within a stream fails the response with its words, after the text before
-    it."""
+def test_an_error_in_a_stream_keeps_its_message(frame, dialect):
+    """An error of any shape within a stream fails the response with its message, after the text before it."""
     choices, error = same(BEGINNINGS[dialect], frame, dialect=dialect)
     assert choices[0]["text"] == "I write"
     assert "too hot" in error["message"]
 
 
 def test_an_unknown_event_is_no_error_by_itself():
-    """A ping of an unknown shape changes nothing in a response that goes on, and explains none that is cut
-    later."""
+    """A ping of an unknown shape changes nothing in a response that continues, and explains no later
+    truncation."""
     ping = b'data: {"type": "ping"}\n\n'
     choices, error = same(said("I "), ping, said("write"), chunk(None, "stop"), ping)
     assert (choices[0]["text"], error) == ("I write", None)
@@ -163,8 +162,8 @@ CHOICES = {
 
 @pytest.mark.parametrize("dialect", BEGINNINGS)
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_an_error_of_a_choice_keeps_its_words(choice, dialect):
-    """A failed choice fails the response with its own words, and they are no text."""
+def test_an_error_of_a_choice_keeps_its_message(choice, dialect):
+    """A failed choice fails the response with its own message, which is no text."""
     if dialect == "dashscope":
         choice = {"message" if name == "delta" else name: value for name, value in choice.items()}
     item = {"choices": [{"index": 0, **choice}]}

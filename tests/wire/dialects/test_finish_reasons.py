@@ -19,21 +19,21 @@ FAILING = [*finish_reasons.FAILING_REASONS, "something_new", "Completed?"]
 
 @pytest.mark.parametrize(("name", "reason"), finish_reasons.FINISH_REASONS.items())
 def test_a_normal_reason_becomes_openais(name, reason):
-    """Every normal reason is a good end, in any case; without calls `tool_calls` is `stop`."""
+    """Every normal reason is a successful end, in any case; without calls `tool_calls` is `stop`."""
     expected = "stop" if reason == "tool_calls" else reason
     assert meaning(said(HALF), chunk(finish=name), DONE) == (HALF, "", [], expected)
     assert meaning(said(HALF), chunk(finish=name.upper()), DONE)[3] == expected
 
 
 @pytest.mark.parametrize("name", ["", "null", None])
-def test_no_reason_before_the_end_mark_is_a_good_end(name):
-    """An empty, "null" or missing reason is a good end if `[DONE]` follows."""
+def test_no_reason_before_the_end_marker_is_a_successful_end(name):
+    """An empty, "null" or missing reason is a successful end if `[DONE]` follows."""
     assert meaning(said(HALF), chunk(finish=name), DONE) == (HALF, "", [], "stop")
 
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failing_or_unknown_reason_is_an_error(name):
-    """The text before it is passed on, the error follows and names the reason, and there is no finish
+    """The text before it is forwarded, the error follows and names the reason, and there is no finish
     reason."""
     choices, error = same(said(HALF), chunk(finish=name), DONE)
     assert choices[0]["text"] == HALF
@@ -56,7 +56,7 @@ def test_a_reason_of_another_type_is_an_error(reason):
 
 
 def test_an_abort_after_a_call_is_an_error():
-    """A call before `abort` is passed on, but the response never ends with tool_calls."""
+    """A call before `abort` is forwarded, but the response never ends with tool_calls."""
     choices, error = same(CALL, chunk(finish="abort"), DONE)
     assert choices[0]["calls"] == [["get_weather", '{"city": "Paris"}']]
     assert choices[0]["reason"] is None
@@ -107,7 +107,7 @@ def test_a_response_of_the_responses_api_fails_too():
 
 
 def test_the_retry_hint_fits_the_reason():
-    """A time-out is never retried, an overloaded server soon."""
+    """A timeout is never retried, an overloaded server soon."""
     errors = {
         name: finish_reasons.finish_event(name, 0) for name in ("timeout", "insufficient_system_resource")
     }

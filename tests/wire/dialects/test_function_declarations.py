@@ -1,4 +1,4 @@
-"""Gemini's form of function calling: requests in both dialects, and answers however they spell it."""
+"""Gemini's form of function calling: requests in both dialects, and every spelling of responses."""
 
 import json
 
@@ -25,8 +25,8 @@ def turn(**more):
     return Turn(**{"id": "i", "created": 0, "model": "m", "messages": HELLO, "tools": TOOLS, **more})
 
 
-def asked(dialect, **more):
-    """(messages, what is said of functions) of a request."""
+def decoded_request(dialect, **more):
+    """Return (messages, the function fields) of a request."""
     body = json.loads(DIALECTS[dialect].request(turn(**more), TARGET).body)
     fields = body if dialect == "compatible" else body["parameters"]
     said = body["messages"] if dialect == "compatible" else body["input"]["messages"]
@@ -52,27 +52,27 @@ CHOICES = {
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(("tools", "choice", "config"), CHOICES.values(), ids=CHOICES.keys())
-def test_tools_and_their_choice(dialect, tools, choice, config):
-    """Tools are one list of declarations; the choice is a mode; nothing of OpenAI's form is left."""
-    _, fields = asked(dialect, tools=tools, tool_choice=choice)
+def test_tools_and_tool_choice(dialect, tools, choice, config):
+    """Tools are one list of declarations; the choice is a mode; no field of OpenAI's form remains."""
+    _, fields = decoded_request(dialect, tools=tools, tool_choice=choice)
     declared = [WEATHER] if tools is STRICT else [WEATHER, {"name": "now"}]
     expected = {"tools": [{"function_declarations": declared}]}
     assert fields == expected | ({"tool_config": {"function_calling_config": config}} if config else {})
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_no_tools(dialect):
-    """A request without tools says nothing of them, and its messages are as they were."""
-    assert asked(dialect, tools=()) == (HELLO, {})
+def test_a_request_without_tools(dialect):
+    """It has no function field, and its messages are unchanged."""
+    assert decoded_request(dialect, tools=()) == (HELLO, {})
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_type_that_may_be_null(dialect):
-    """OpenAPI's `nullable` stands for it, at any depth; what is no type is left alone."""
+def test_a_nullable_type(dialect):
+    """A null type becomes OpenAPI's `nullable`, at any depth; a value that is no type is unchanged."""
     inner = {"type": ["string", "null"], "enum": ["a", None], "default": None}
     schema = {"type": "object", "properties": {"enum": {"type": "array", "items": inner}, "type": inner}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    _, fields = asked(dialect, tools=tools)
+    _, fields = decoded_request(dialect, tools=tools)
     changed = {"type": "string", "nullable": True, "enum": ["a", None], "default": None}
     expected = {
         "type": "object",
@@ -151,15 +151,15 @@ HISTORIES = {
 @pytest.mark.parametrize(("messages", "expected"), HISTORIES.values(), ids=HISTORIES.keys())
 def test_history(dialect, messages, expected):
     """Earlier calls and their results are parts, each result with its call's name."""
-    assert asked(dialect, messages=[*HELLO, *messages])[0] == [*HELLO, *expected]
+    assert decoded_request(dialect, messages=[*HELLO, *messages])[0] == [*HELLO, *expected]
 
 
-def test_results_with_pictures():
-    """What is no text of a result follows it."""
+def test_results_with_images():
+    """The images of a result follow its text."""
     picture = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     content = [{"type": "text", "text": "here"}, picture]
     messages = [called(("a", "now", "{}"), content="x"), result("a", content)]
-    (_, message), _ = asked("compatible", messages=messages)
+    (_, message), _ = decoded_request("compatible", messages=messages)
     assert message["content"] == [result_part("a", "now", {"output": "here"}), picture]
 
 
@@ -206,7 +206,7 @@ STREAMS: dict[str, tuple[list, str, list]] = {
 
 
 def chunks(dialect, messages, reason="STOP"):
-    """A stream's bytes: a finish reason of Gemini's at its end."""
+    """Return the bytes of a stream with a finish reason of Gemini's at its end."""
     data = []
     for number, message in enumerate(messages):
         last = number == len(messages) - 1
@@ -218,7 +218,7 @@ def chunks(dialect, messages, reason="STOP"):
 
 
 def play(dialect, raw, cuts=()):
-    """The events of a stream, read in these pieces."""
+    """Return the events of a stream, read in these chunks."""
     chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(turn()))
     ends = [*cuts, len(raw)]
     pieces = [raw[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
@@ -235,7 +235,7 @@ def summary(events):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(("messages", "text", "calls"), STREAMS.values(), ids=STREAMS.keys())
 def test_streams(dialect, messages, text, calls):
-    """Calls are OpenAI's calls wherever they stood, read whole and byte by byte."""
+    """Calls in any position are OpenAI's calls, read whole and byte by byte."""
     raw = chunks(dialect, messages)
     expected = (text, calls, "tool_calls" if calls else "stop")
     assert summary(play(dialect, raw)) == expected
@@ -245,7 +245,7 @@ def test_streams(dialect, messages, text, calls):
 @given(st.data(), st.sampled_from(sorted(STREAMS)), st.sampled_from(sorted(DIALECTS)))
 @examples(100)
 def test_any_cut(data, name, dialect):
-    """A stream says the same wherever it was cut."""
+    """A stream gives the same events at any cut."""
     messages, text, calls = STREAMS[name]
     raw = chunks(dialect, messages)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(raw)), max_size=6)))
@@ -258,7 +258,7 @@ WHOLE = {name: case for name, case in STREAMS.items() if len(case[0]) == 1}
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(("messages", "text", "calls"), WHOLE.values(), ids=WHOLE.keys())
 def test_whole(dialect, messages, text, calls):
-    """A whole answer gives the same events as a streamed one."""
+    """A whole response gives the same events as a streamed one."""
     choice = {"message": messages[0], "finish_reason": "STOP"}
     body = {"choices": [choice]} if dialect == "compatible" else {"output": {"choices": [choice]}}
     stage = tool_calls.build_pipeline(turn())
@@ -268,7 +268,7 @@ def test_whole(dialect, messages, text, calls):
 
 
 def test_ids_are_kept():
-    """A call's own id is the client's."""
+    """The client receives a call's own id."""
     raw = chunks(
         "compatible", [{"parts": [{"functionCall": {**ROME, "id": "fc-1"}}, {"functionCall": PARIS}]}]
     )
@@ -292,8 +292,8 @@ CANDIDATES = {
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_candidates(stream):
-    """Gemini's own envelope is read too, with its thoughts and its counts."""
+def test_geminis_own_envelope(stream):
+    """Gemini's own envelope is read, too, with its reasoning and usage."""
     if stream:
         out = play("compatible", f"data: {json.dumps(CANDIDATES)}\n\n".encode())
     else:
@@ -313,13 +313,13 @@ def test_candidates(stream):
     ("reason", "expected"), [("MAX_TOKENS", "length"), ("SAFETY", "content_filter"), ("stop", "stop")]
 )
 def test_finish_reasons(dialect, reason, expected):
-    """Gemini's reasons are OpenAI's."""
+    """Gemini's reasons become OpenAI's."""
     assert summary(play(dialect, chunks(dialect, [{"content": "a"}], reason)))[2] == expected
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_call_that_went_wrong(dialect):
-    """A call that the server could not read itself is an error and no answer."""
+def test_a_malformed_call_is_an_error(dialect):
+    """A call that the server could not parse is an error and no response."""
     assert isinstance(
         play(dialect, chunks(dialect, [{"content": ""}], "MALFORMED_FUNCTION_CALL"))[-1], StreamFailed
     )
@@ -327,7 +327,7 @@ def test_a_call_that_went_wrong(dialect):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_errors(dialect):
-    """A server's error is one in this form too."""
+    """A server's error is an error in this form, too."""
     body = {"error": {"code": "invalid_parameter", "message": "no"}}
     if dialect == "dashscope":
         body = {"code": "InvalidParameter", "message": "no"}  # type: ignore[dict-item]

@@ -1,4 +1,4 @@
-"""Repairs of a conversation's order, by example, and that a prompt keeps its beginning from turn to turn."""
+"""Repairs of a conversation's order, by example; a prompt stays a prefix of the next turn's."""
 
 import itertools
 import json
@@ -49,14 +49,14 @@ OWN_SERVER = {
 
 
 @pytest.mark.parametrize(("messages", "expected"), OWN_SERVER.values(), ids=OWN_SERVER.keys())
-def test_system_messages_for_own_servers(messages, expected):
-    """A Qwen model on an own server gets the order that its chat template demands."""
+def test_system_messages_for_openai_compatible_servers(messages, expected):
+    """A Qwen model on an OpenAI-compatible server gets the order that its chat template requires."""
     assert apply(turn(messages), "qwen3.8-27b", family="open").turn.messages == expected
 
 
 @pytest.mark.parametrize("model", ["llama-3", "my-model"])
-def test_other_models_on_own_servers_are_left_alone(model):
-    """What is not known to be a Qwen model gets the client's messages."""
+def test_other_models_are_not_changed(model):
+    """A model that is not known to be Qwen's gets the client's messages."""
     given = turn([SYSTEM, DEVELOPER, USER, SYSTEM])
     assert apply(given, model, family="open").turn is given
 
@@ -79,7 +79,7 @@ CALLS = {
 
 @pytest.mark.parametrize(("messages", "expected"), CALLS.values(), ids=CALLS.keys())
 def test_calls_and_results(messages, expected):
-    """Every call is answered where it stands, and every result has its call; the rest becomes text."""
+    """Every call has its result right after it, and every result its call; other messages become text."""
     assert apply(turn(messages), "qwen-plus").turn.messages == expected
 
 
@@ -101,8 +101,8 @@ SWITCHES = {**dict.fromkeys(RULES, True), "merge_system_messages": False}
 
 
 @given(st.lists(st.tuples(STEPS, ANSWERS), min_size=1, max_size=4), STEPS)
-def test_a_prompt_keeps_its_beginning(rounds, last):
-    """What is sent in one turn is the beginning of what is sent in the next, byte by byte."""
+def test_a_prompt_is_a_prefix_of_the_next_turns(rounds, last):
+    """The request of one turn is the beginning of the next turn's, byte by byte."""
     conversation: list[Any] = [SYSTEM, USER]
     sent = []
     for step, answer in [*rounds, (last, ANSWER)]:
@@ -113,8 +113,8 @@ def test_a_prompt_keeps_its_beginning(rounds, last):
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(sent))
 
 
-def test_a_conversation_without_a_user_message_keeps_its_beginning():
-    """The message that is added stands in the same place for as long as no user has written one."""
+def test_a_prompt_without_a_user_message_is_a_prefix():
+    """The added message stays in its place until a user message is sent."""
     first = apply(turn([SYSTEM]), "qwen3.8-27b", family="open").turn.messages
     second = apply(turn([SYSTEM, calls("a"), result("a")]), "qwen3.8-27b", family="open").turn.messages
     assert second[: len(first)] == first

@@ -1,5 +1,4 @@
-"""What becomes of every field of a chat request: docs/rules.md, compared with the official SDK's own list and
-the code."""
+"""Every field of a chat request: docs/rules.md, compared with the official SDK's own list and the code."""
 
 import json
 import re
@@ -78,11 +77,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "tool_choice": TOOLS,
     "stream_options": {"stream": True},
 }
-"""Fields that a field is for."""
+"""Other fields that a field requires."""
 
 
 def sent(field: str, model: str, family: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the upstream's request for one with a field, and the names of what was left out."""
+    """Return the upstream's request for one with a field, and the names of dropped fields."""
     body = {"messages": SAMPLES["messages"], "model": model, **BESIDE.get(field, {}), field: SAMPLES[field]}
     decoded = chat.decode({**body, "model": model}, id="i", created=0, default_model=None, max_messages=9)
     spec = package_catalog().get(model)
@@ -103,9 +102,9 @@ def test_every_field_of_the_sdk_has_a_row():
 
 @pytest.mark.parametrize("field", SAMPLES)
 @pytest.mark.parametrize("column", [0, 1], ids=["dashscope", "open"])
-def test_a_row_is_true(field, column):
-    """The first word of a cell is what happens: passed, mapped to one of the fields that it names, or dropped
-    and named."""
+def test_a_row_matches_the_code(field, column):
+    """The first word of a cell is the outcome: passed, mapped to one of the named fields, or dropped and
+    named."""
     body, ignored = sent(field, ("qwen-plus", "qwen3.8-27b")[column], ("dashscope", "open")[column])
     cell = ROWS[field][column]
     if cell.startswith("passed"):
@@ -146,9 +145,9 @@ THINKING = {
 
 
 @pytest.mark.parametrize(("params", "expected", "ignored"), THINKING.values(), ids=THINKING.keys())
-def test_thinking_in_other_words(params, expected, ignored):
-    """Other APIs' parameters become Qwen's, which take precedence; what has no counterpart is named, strictly
-    a 400."""
+def test_other_names_of_thinking_parameters(params, expected, ignored):
+    """Other APIs' parameters become Qwen's, which take precedence; a parameter without a counterpart is
+    named, strictly a 400."""
     applied = apply(turn(**params), "qwen-plus")
     assert (applied.turn.params, applied.ignored) == (expected, ignored)
     if ignored:
@@ -168,16 +167,16 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize(("params", "switch"), TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_thinking_on_own_servers(params, switch):
-    """On an own server any spelling of the switch reaches the chat template."""
+def test_thinking_on_openai_compatible_servers(params, switch):
+    """On such a server any spelling of the switch reaches the chat template."""
     applied = apply(turn(**params), "qwen3.8-27b", family="open")
     assert applied.turn.params["chat_template_kwargs"] == {"enable_thinking": switch}
     assert not set(params) & set(applied.turn.params)
     assert apply(turn(**params), "llama-3", family="open").turn.params == params
 
 
-def test_preserved_thinking_on_own_servers():
-    """Qwen3.6 and newer read it in their templates, beside what the client says there."""
+def test_preserved_thinking_on_openai_compatible_servers():
+    """Qwen3.6 and newer read it in their templates, beside the client's settings there."""
     given = turn(preserve_thinking=True, chat_template_kwargs={"x": 1})
     sent_kwargs = apply(given, "qwen3.8-27b", family="open").turn.params["chat_template_kwargs"]
     assert sent_kwargs == {"x": 1, "preserve_thinking": True}
@@ -201,13 +200,13 @@ SEARCHES = {
     ("model", "options", "native", "expected", "ignored"), SEARCHES.values(), ids=SEARCHES.keys()
 )
 def test_web_search(model, options, native, expected, ignored):
-    """OpenAI's options become Qwen's, with sources where the API has them; what has no counterpart is
+    """OpenAI's options become Qwen's, with sources if the API has them; an option without a counterpart is
     named."""
     applied = apply(turn(web_search_options=options), model, native=native)
     assert (applied.turn.params, applied.ignored) == (expected, ignored)
 
 
-def test_search_that_is_switched_off():
+def test_a_disabled_search():
     """Qwen's own switch takes precedence, and the other one is named."""
     applied = apply(turn(web_search_options={}, enable_search=False), "qwen-plus")
     assert (applied.turn.params, applied.ignored) == ({"enable_search": False}, ("web_search_options",))
@@ -217,7 +216,8 @@ PARTIAL = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y
 
 
 def test_a_prefix_is_for_hosted_models():
-    """An own server gets no `partial`; a gateway to a model that only Alibaba serves gets all it may know."""
+    """An OpenAI-compatible server gets no `partial`; a gateway to a model that only Alibaba serves gets every
+    known field."""
     applied = apply(turn(PARTIAL), "qwen3.8-27b", family="open")
     assert applied.turn.messages[1] == {"role": "assistant", "content": "y"}
     assert applied.ignored == ("messages.partial",)
@@ -227,14 +227,13 @@ def test_a_prefix_is_for_hosted_models():
 
 @pytest.mark.parametrize("family", ["dashscope", "open"])
 def test_a_refusal_part_becomes_text(family):
-    """No server of Qwen models has refusals: one in an earlier answer is text."""
+    """Qwen models have no refusals: a refusal in an earlier response becomes text."""
     answer = {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
     sent = apply(turn([PARTIAL[0], answer]), "qwen3.8-27b", family=family).turn.messages[1]
     assert sent == {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
 
 
-def test_earlier_sound_is_named():
-    """A reference to earlier sound, and annotations, have no place in a message to Qwen; empty ones are not
-    named."""
+def test_earlier_audio_is_named():
+    """A reference to earlier audio, and annotations, are dropped and named; empty ones are not named."""
     answer = {"role": "assistant", "content": "x", "audio": {"id": "a"}, "annotations": []}
     assert apply(turn([PARTIAL[0], answer]), "qwen-plus").ignored == ("messages.audio",)

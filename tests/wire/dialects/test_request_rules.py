@@ -49,7 +49,7 @@ def apply(given, model="qwen3.7-plus", family="dashscope", **changes):
     return request_rules.apply_rules(given, model=model, spec=spec, family=family, **options)
 
 
-# name of the rule: (turn, model, what must be true of the changed turn)
+# name of the rule: (turn, model, condition on the changed turn)
 CASES = {
     "developer_role": (turn([{"role": "developer", "content": "x"}, USER]), "qwen-plus",
         lambda t: t.messages[0]["role"] == "system"),
@@ -140,7 +140,7 @@ CASES = {
 }  # fmt: skip
 
 
-def test_every_rule_has_a_case_and_a_line():
+def test_every_rule_has_a_case_and_a_row():
     """The table, the examples and the page name the same rules."""
     assert [rule.name for rule in request_rules.RULES] == list(CASES)
     places = ("all", "dashscope", "qwen", "open", "open qwen", "learned")
@@ -151,9 +151,9 @@ def test_every_rule_has_a_case_and_a_line():
 
 
 WHERE = {rule.name: "open" if rule.where.startswith("open") else "dashscope" for rule in request_rules.RULES}
-"""A family that each rule is for."""
+"""A family to which each rule applies."""
 LEARNED = {rule.name for rule in request_rules.RULES if rule.where == "learned"}
-"""Rules that are off by themselves."""
+"""Rules that are off by default."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,7 +176,7 @@ def test_a_rule_does_what_it_says(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_can_be_switched_off(name):
-    """With its switch off a rule is never applied."""
+    """A disabled rule is never applied."""
     given, model, _ = CASES[name]
     switches = {**dict.fromkeys(CASES, False)}
     assert name not in apply(given, model, family=WHERE[name], switches=switches).applied
@@ -185,8 +185,8 @@ def test_a_rule_can_be_switched_off(name):
 @pytest.mark.parametrize(
     "rule", [rule for rule in request_rules.RULES if rule.where == "dashscope"], ids=lambda rule: rule.name
 )
-def test_open_servers_are_left_alone(rule):
-    """A rule for DashScope does not touch another server unless it is switched on."""
+def test_openai_compatible_servers_are_not_changed(rule):
+    """A rule for DashScope does not change requests of another server unless it is enabled."""
     given, model, holds = CASES[rule.name]
     assert rule.name not in apply(given, model, family="open").applied
     if holds is not None:
@@ -194,7 +194,7 @@ def test_open_servers_are_left_alone(rule):
 
 
 def test_a_turn_without_faults_is_the_same_object():
-    """Nothing to change: nothing copied."""
+    """A turn without a change is not copied."""
     given = turn(temperature=0)
     assert apply(given).turn is given
 
@@ -204,12 +204,12 @@ def test_strict_params():
     with pytest.raises(RequestError) as caught:
         apply(turn(logit_bias={}), strict_params=True)
     assert (caught.value.param, caught.value.code) == ("logit_bias", "unsupported_parameter")
-    with pytest.raises(RequestError, match="metadata"):  # what the endpoint has left out already
+    with pytest.raises(RequestError, match="metadata"):  # the endpoint has already dropped it
         apply(replace(turn(), ignored=("metadata",)), strict_params=True)
 
 
-def test_what_is_dropped_is_named():
-    """The dropped parameters are reported in the client's order of the table."""
+def test_dropped_parameters_are_named():
+    """They are reported in the order of the table."""
     assert apply(turn(user="u", verbosity="low", metadata={}), "glm-5").ignored == (
         "user",
         "verbosity",
@@ -218,7 +218,7 @@ def test_what_is_dropped_is_named():
 
 
 def test_forced_tools_can_become_auto():
-    """By setting, thinking stays and the force goes; the note says which."""
+    """By setting, thinking stays and the tool choice becomes auto; the note states it."""
     applied = apply(turn(tools=[TOOL], tool_choice=NAMED), forced_tools="auto")
     assert applied.turn.tool_choice == "auto"
     assert "auto" in applied.notes[0]
@@ -250,7 +250,7 @@ EFFORTS = {
 
 @pytest.mark.parametrize(("model", "effort", "params"), EFFORTS.values(), ids=EFFORTS.keys())
 def test_efforts(model, effort, params):
-    """OpenAI's efforts in each model's own terms."""
+    """OpenAI's efforts become the parameters of each model."""
     assert apply(turn(reasoning_effort=effort), model).turn.params == params
 
 
@@ -267,8 +267,8 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize(("params", "sent", "ignored"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
-def test_nothing_contradicts_an_effort(params, sent, ignored):
-    """Qwen4 refuses an effort beside a budget or a switch: the effort stays, and what it replaces is
+def test_an_effort_excludes_contradicting_parameters(params, sent, ignored):
+    """Qwen4 rejects an effort beside a budget or a switch: the effort stays, and what it replaces is
     named."""
     applied = apply(turn(**params), "qwen4-max")
     assert (applied.turn.params, applied.ignored) == (sent, ignored)
@@ -288,20 +288,19 @@ OUTPUTS = {
 
 @pytest.mark.parametrize(("model", "params", "sent"), OUTPUTS.values(), ids=OUTPUTS.keys())
 def test_output_limits(model, params, sent):
-    """One limit goes out, and none above what the model is known to give, thoughts included where they
-    count."""
+    """One limit is sent, at most the model's known maximum, including reasoning if it counts."""
     assert apply(turn(**params), model).turn.params == sent
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
-def test_forced_tools_of_qwen4_are_sent_as_asked(choice):
-    """Where nobody says whether a model can be forced while it thinks, its server is asked."""
+def test_forced_tools_of_qwen4_are_forwarded(choice):
+    """If it is unknown whether a model can be forced while thinking, the choice is sent unchanged."""
     given = turn(tools=[TOOL], tool_choice=choice, parallel_tool_calls=True, reasoning_effort="high")
     assert apply(given, "qwen4-max").turn is given
 
 
-def test_json_mode_of_a_model_that_nobody_tried():
-    """Where nothing is known, thinking goes only if it was asked for: by default the server's own word
+def test_json_mode_of_an_untested_model():
+    """For an unknown model thinking is disabled only if it was requested; otherwise the server's default
     holds."""
     given = turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"})
     assert apply(given, "glm-5.2").turn is given
@@ -312,7 +311,7 @@ def test_json_mode_of_a_model_that_nobody_tried():
 
 
 def test_a_model_that_always_thinks_cannot_be_forced():
-    """Thinking cannot be switched off there, so the force goes."""
+    """Such a model's thinking cannot be disabled, so the tool choice becomes auto."""
     applied = apply(turn(tools=[TOOL], tool_choice="required"), "qwen3.8-2.4t-a95b")
     assert (applied.turn.tool_choice, "enable_thinking" in applied.turn.params) == ("auto", False)
 
@@ -333,8 +332,9 @@ PRESERVED = {
 
 
 @pytest.mark.parametrize(("model", "keeps", "params", "expected"), PRESERVED.values(), ids=PRESERVED)
-def test_thoughts_of_earlier_answers(model, keeps, params, expected):
-    """An API that keeps reasoning in the prompt gets it read by models that can, if its client agrees."""
+def test_reasoning_of_earlier_responses(model, keeps, params, expected):
+    """An API that keeps reasoning in the prompt enables it for models that support it, if the client
+    agrees."""
     history = [USER, {"role": "assistant", "content": "x", "reasoning_content": "r"}, USER]
     for messages, wanted in ((history, expected), ([USER], params)):
         given = replace(turn(messages, **params), preserve_reasoning=keeps)
@@ -351,9 +351,8 @@ PASSES = {
 }
 
 
-def test_what_qwen4_knows_goes_to_it():
-    """Its own fields, and those that nobody here knows, go out as they came, marks on parts and ciphertext
-    too."""
+def test_qwen4_fields_are_forwarded():
+    """Its own fields and unknown ones are sent unchanged, including markers on parts and ciphertext."""
     history = {"role": "assistant", "content": "x", "reasoning_content": "r", "encrypted_content": "c"}
     given = turn([{"role": "user", "content": [MARKED]}, history, USER], **PASSES)
     assert apply(given, "qwen4-max").turn is given
@@ -378,7 +377,7 @@ def test_a_breakpoint_has_its_own_time_to_live():
 
 
 def test_breakpoints_without_an_explicit_cache():
-    """A model that has none gets no mark, and the client is told."""
+    """A model without an explicit cache gets no marker, and the client is notified."""
     applied = apply(turn([{"role": "user", "content": [MARKED]}]), "qwen-max")
     assert applied.turn.messages[0]["content"] == [{"type": "text", "text": "x"}]
     assert applied.ignored == ("prompt_cache_breakpoint",)
@@ -408,8 +407,8 @@ def test_arguments_in_the_history(given, expected):
     assert changed.messages[1]["tool_calls"][0]["function"]["arguments"] == expected
 
 
-class Every(frozenset):
-    """Marks of which none is missing."""
+class AllMarkers(frozenset):
+    """Markers that contain every one."""
 
     def isdisjoint(self, other):
         return False
@@ -438,17 +437,17 @@ MESSAGES = st.fixed_dictionaries(
 
 
 @drawn(st.lists(MESSAGES, min_size=1, max_size=4))
-def test_no_rule_is_passed_over_that_has_something_to_do(messages):
-    """A rule about messages is asked only where they have its marks; asking it always would come to the
-    same."""
+def test_markers_skip_no_rule_with_an_effect(messages):
+    """A rule about messages runs only if they have its markers; running it always would give the same
+    result."""
     told = apply(turn(messages))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(message_rules, "features", lambda messages: Every())
+        patch.setattr(message_rules, "features", lambda messages: AllMarkers())
         assert apply(turn(messages)) == told
 
 
-def test_a_forced_tool_that_gives_way():
-    """Where thinking is to stay, or cannot be switched off, the refused force goes."""
+def test_a_rejected_forced_tool_becomes_auto():
+    """If thinking is to stay, or cannot be disabled, the rejected tool choice becomes auto."""
     error = UpstreamError("tool_choice is not supported in thinking mode", status=400)
     amended = amendments.amend_after_error(error, turn(tools=[TOOL], tool_choice=NAMED), keep_thinking=True)
     assert amended is not None
@@ -487,6 +486,6 @@ LEARNT = {
 
 @pytest.mark.parametrize(("message", "param", "params", "expected"), LEARNT.values(), ids=LEARNT.keys())
 def test_learning_from_an_error(message, param, params, expected):
-    """A 400 that says what it wants is given that, once."""
+    """A 400 that names the required value is retried with it once."""
     mended = amendments.amend_after_error(UpstreamError(message, status=400, param=param), turn(**params))
     assert (mended.params if mended else None) == expected

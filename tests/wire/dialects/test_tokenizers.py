@@ -1,4 +1,4 @@
-"""The requests by which own servers count tokens, and what is read from their responses."""
+"""The requests by which OpenAI-compatible servers count tokens, and the counts in their responses."""
 
 import pytest
 
@@ -30,7 +30,7 @@ TEXTS = ["Be kind.", "a", "b", "r", "f", "{}", "ok", '{"type": "function", "func
 
 
 def play(form, *responses):
-    """The requests of a form, and its result."""
+    """Return the requests of a form, and its result."""
     requests, sent = form(PROMPT, "m"), []
     try:
         sent.append(next(requests))
@@ -41,15 +41,15 @@ def play(form, *responses):
     raise AssertionError("it sends another request")
 
 
-def test_chat():
-    """vLLM gets messages of text and the tools, and its count is the template's; an image is a thousand."""
+def test_a_chat_tokenizer():
+    """vLLM gets text messages and the tools, and its count includes the template; an image is a thousand."""
     sent, count = play(tokenizers.count_chat, {"count": 40, "max_model_len": 9, "tokens": []})
     body = {"model": "m", "messages": MESSAGES, "tools": [TOOL], "add_generation_prompt": True}
     assert (sent, count) == ([("/tokenize", body)], 1040)
 
 
-def test_template():
-    """llama.cpp applies its template first, and its tokens are counted here."""
+def test_a_template_and_a_tokenizer():
+    """llama.cpp applies its template first, and its tokens are counted by qproxy."""
     sent, count = play(tokenizers.count_template, {"prompt": "<|im_start|>"}, {"tokens": [1, 2, 3]})
     assert sent == [
         ("/apply-template", {"messages": MESSAGES, "tools": [TOOL]}),
@@ -58,8 +58,8 @@ def test_template():
     assert count == 1003
 
 
-def test_text():
-    """SGLang counts each text; four tokens a message and eight a tool stand for the template."""
+def test_a_text_tokenizer():
+    """SGLang counts each text; four tokens per message and eight per tool stand for the template."""
     sent, count = play(tokenizers.count_texts, {"count": [1] * len(TEXTS), "tokens": []})
     body = {"model": "m", "prompt": TEXTS, "add_special_tokens": False}
     assert (sent, count) == ([("/tokenize", body)], len(TEXTS) + 4 * 4 + 8 + 1000)
