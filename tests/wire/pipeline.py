@@ -1,8 +1,8 @@
-"""Upstream bytes through the whole of `wire`, as a client sees them: decoded, mended, encoded, and read
+"""Upstream bytes through all of `wire`, as a client receives them: decoded, repaired, encoded, and read
 strictly.
 
-`play` cuts the bytes as told; `same` plays an answer whole, byte by byte and at seeded cuts, streamed and as
-a whole answer, and fails unless all of it is one and the same.
+`play` cuts the bytes at the given places; `same` plays a response whole, byte by byte and at seeded cuts,
+streamed and as a whole response, and fails unless all results are equal.
 """
 
 import json
@@ -27,7 +27,7 @@ TARGET = UpstreamTarget("http://h/v1", "qwen")
 
 
 def function(name, properties=None, **more):
-    """A declared tool."""
+    """Return a declared tool."""
     schema = {"type": "object", "properties": properties or {}, **more}
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
@@ -44,7 +44,7 @@ BODY = {"model": "qwen", "messages": [{"role": "user", "content": "x"}], "tools"
 
 
 def chunk(delta=None, finish=None, index=0, **extra):
-    """One chunk of a stream, as data."""
+    """Return one chunk of a stream, as data."""
     return {"id": "up", "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish}], **extra}
 
 
@@ -57,7 +57,7 @@ def thought(*texts, key="reasoning_content"):
 
 
 def entry(index=None, id=None, name=None, args=None):
-    """A `tool_calls` entry with only those keys that are given; "-" stands for null."""
+    """Return a `tool_calls` entry with only the given keys; "-" stands for null."""
     made: dict[str, Any] = {}
     inner: dict[str, Any] = {}
     for target, key, value in (
@@ -74,12 +74,12 @@ def entry(index=None, id=None, name=None, args=None):
 
 
 def calls(*entries, **delta):
-    """A chunk with these entries."""
+    """Return a chunk with these entries."""
     return chunk({**delta, "tool_calls": list(entries)})
 
 
 def call(*arguments, **options):
-    """A chunk with one entry."""
+    """Return a chunk with one entry."""
     return calls(entry(*arguments, **options))
 
 
@@ -87,7 +87,7 @@ DONE = "[DONE]"
 
 
 def stream(*items):
-    """Server-sent events of chunks (or lists of them), strings and raw bytes."""
+    """Return server-sent events of chunks (or lists of them), strings and raw bytes."""
     out = b""
     for item in items:
         if isinstance(item, list):
@@ -112,7 +112,7 @@ def decoded(body, **more):
 
 
 def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible"):  # noqa: B008
-    """The events that pieces of an answer's bytes mean."""
+    """Return the events that a response's bytes, in these parts, decode to."""
     sent, undo = tool_adapter.adapt_tools(turn, names=True)
     stages: list[Any] = [
         sse.Decoder(),
@@ -125,7 +125,7 @@ def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dia
 
 
 def play(pieces, *, body=None, **options):
-    """(choices, error) as a client of a stream adds them up."""
+    """Return (choices, error) as a client of a stream accumulates them."""
     turn = decoded(body or {}, stream=True)
     encoder = chat.Encoder(turn)
     out = [part for event in events(pieces, turn, **options) for part in encoder.feed(event)]
@@ -144,18 +144,19 @@ def play_whole(raw, *, body=None, **options):
 
 
 def as_message(raw, *, body=None, **options):
-    """What a client of Anthropic's API adds up of the same answer; its stream keeps the grammar."""
+    """Return what a client of Anthropic's API accumulates of the same response; its stream keeps the
+    grammar."""
     turn = replace(decoded(body or {}, stream=True), endpoint_state=AnthropicRequest())
     encoder = anthropic.Encoder(turn)
     out = [part for event in events([raw], turn, **options) for part in encoder.feed(event)]
     parsed = messages_contract.check_stream(frames(b"".join([*out, *encoder.close()])))
     broken = {violation.rule for violation in parsed.violations}
-    assert broken <= {"tool-input"}, parsed.violations  # what a model wrote may be no JSON
+    assert broken <= {"tool-input"}, parsed.violations  # a model's output may be no JSON
     return parsed
 
 
 def assert_same_message(parsed, choices, error):
-    """Assert that both APIs say the same of the first choice, or both that the answer failed."""
+    """Assert that both APIs have the same first choice, or that the response failed in both."""
     assert (parsed.error is None) == (error is None)
     if error is not None or 0 not in choices:
         return
@@ -171,7 +172,7 @@ def assert_same_message(parsed, choices, error):
 
 
 def same(*items, repairs=None, **options):
-    """(choices, error): one and the same at any cut, streamed and whole."""
+    """Return (choices, error), equal at any cut, streamed and whole."""
     raw = stream(*items)
     counted: Counter[str] = Counter()
     first = play([raw], repairs=counted, **options)
@@ -193,7 +194,7 @@ def same(*items, repairs=None, **options):
 
 
 def meaning(*items, **options):
-    """(text, thought, calls, reason) of the only choice of an answer that succeeds."""
+    """Return (text, reasoning, calls, finish reason) of the only choice of a successful response."""
     choices, error = same(*items, **options)
     assert error is None, error
     (choice,) = choices.values()

@@ -1,5 +1,4 @@
-"""Well-formed requests and answers, and whatever JSON a stranger may put in the place of any of their
-values."""
+"""Well-formed requests and responses, and arbitrary JSON in place of any of their values."""
 
 import copy
 from contextlib import suppress
@@ -184,7 +183,7 @@ values = st.recursive(
 
 
 def spots(value):
-    """Every place in a value, as the way to it."""
+    """Return every place in a value, as a path."""
     yield ()
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
@@ -192,7 +191,7 @@ def spots(value):
 
 
 def changed(value, way, new):
-    """The value with another one at a place."""
+    """Return the value with another one at a place."""
     if not way:
         return new
     value = copy.copy(value)
@@ -206,6 +205,6 @@ def mutations(value):
 
 def mutated(value, changes):
     for way, new in changes:
-        with suppress(LookupError, TypeError):  # an earlier change has taken the place away
+        with suppress(LookupError, TypeError):  # an earlier change has removed the place
             value = changed(value, way, new)
     return value

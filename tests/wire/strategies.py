@@ -1,4 +1,4 @@
-"""Random replies of a model: text, fences and calls in any spelling, and what must be read from them."""
+"""Random model replies: text, fences and calls in any spelling, with their expected parse."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ value_text = st.lists(st.sampled_from(MARKUP), max_size=8).map("".join)
 
 @dataclass
 class Piece:
-    """A part of a reply, the text it shows and the calls it makes."""
+    """A part of a reply, with its visible text and its calls."""
 
     written: str
     shown: str = ""
@@ -98,12 +98,12 @@ def fence(draw):
 
 @st.composite
 def replies(draw):
-    """A reply as its pieces: calls with visible text around them or not."""
+    """Draw a reply as its parts: calls with or without visible text around them."""
     return draw(st.lists(text() | fence() | hermes() | coder(), min_size=1, max_size=5))
 
 
 def joined(pieces):
-    """The reply's text, the text to be shown (blanks next to calls are nobody's) and its calls."""
+    """Return the reply's text, its visible text (without blanks next to calls) and its calls."""
     shown = ""
     stretch, beside = "", False
     for piece in pieces:

@@ -1,8 +1,8 @@
-"""OpenAI's chat contract as a strict reader: what a client may be sent, and what it adds up to.
+"""A strict reader of OpenAI's chat contract: it accepts only what a client may receive, and accumulates it.
 
-Fed with the very bytes of an answer. Stricter than any SDK on purpose: openai-python concatenates a repeated
-id, inserts calls by list position and takes a silent end for success, so that a slip here is a broken program
-there.
+Its input is the bytes of a response. It is stricter than any SDK on purpose: openai-python concatenates a
+repeated id, inserts calls by list position and takes a silent end for success, so that a fault here breaks a
+program there.
 """
 
 import json
@@ -24,7 +24,8 @@ def _choice():
 
 
 def frames(raw):
-    """The data of each event; AssertionError for anything but `data: ` lines, comments and blank lines."""
+    """Return the data of each event; raise AssertionError for anything but `data: ` lines, comments and blank
+    lines."""
     text = raw.decode()
     assert text.endswith("\n\n")
     out = []
@@ -39,7 +40,7 @@ def frames(raw):
 
 
 def read_stream(raw, *, usage=False, legacy=False):
-    """(choices, error): what a client adds up of a streamed answer, by choice number, and the error that
+    """Return (choices, error): the accumulated choices of a streamed response by number, and the error that
     ended it."""
     items = frames(raw)
     error = None
@@ -89,7 +90,7 @@ def _add(sofar, choice, first, legacy):
         assert delta == {}
         sofar["reason"] = reason
         return
-    if not delta.keys() & CONTRACT:  # fields that are passed on without being known
+    if not delta.keys() & CONTRACT:  # unknown fields that are forwarded
         return
     assert len(delta) == 1, "one thing a delta"
     ((key, value),) = delta.items()
@@ -138,7 +139,7 @@ def _entry(sofar, entry):
 
 
 def _ended(choices):
-    """The choices, their reasons checked against what was sent."""
+    """Return the choices, with their finish reasons checked against their content."""
     for choice in choices.values():
         if choice["reason"] in ("tool_calls", "function_call"):
             assert choice["calls"]
@@ -156,7 +157,7 @@ def check_usage(usage):
 
 
 def read_whole(body, *, legacy=False):
-    """The choices of a whole answer, in the form of `read_stream`."""
+    """Return the choices of a whole response, in the form of `read_stream`."""
     assert body.keys() >= {*ENVELOPE, "choices", "usage"}
     assert body["object"] == "chat.completion"
     check_usage(body["usage"])

@@ -1,8 +1,7 @@
-"""Whatever JSON comes in, from a client or from a server, is read or refused with an error of ours: never a
-surprise.
+"""Arbitrary JSON from a client or a server is accepted or rejected with a QproxyError, never another
+exception.
 
-A well-formed body is taken, any value in it is exchanged for any other JSON, and it goes the whole way
-through `wire`.
+Any value of a well-formed body is replaced by any other JSON, and the body goes through all of `wire`.
 """
 
 import copy
@@ -54,8 +53,8 @@ CONTEXT = {"id": "x-1", "created": 1, "default_model": None, "max_messages": 100
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_any_answer(dialect, kind):
-    """Any JSON from a server is events or an error of ours, streamed and whole."""
+def test_any_response(dialect, kind):
+    """Any JSON from a server becomes events or a QproxyError, streamed and whole."""
 
     @given(mutations(ANSWERS[kind]), st.booleans())
     @examples(120)
@@ -82,8 +81,7 @@ def test_any_answer(dialect, kind):
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_any_request(endpoint):
-    """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of
-    4xx."""
+    """Any JSON from a client becomes a turn that every dialect can send, or an error with a 4xx status."""
 
     asked = ASKS.get(endpoint.path, ASK)
 

@@ -1,4 +1,4 @@
-"""What h11 may see: the same messages as ever within the bounds, and nothing beyond them."""
+"""The bounds of h11's input: the same messages within the bounds, and an error beyond them."""
 
 import subprocess
 import sys
@@ -25,13 +25,14 @@ from tests.transport.test_transport import Net, fetch
 
 LIMIT = 64 * 1024
 CPU_SECONDS = 30
-"""For all attacks together, which took 3 s; before the patterns were linear a single one took longer."""
+"""The bound for all attacks together, which took 3 s; before the patterns were linear a single one took
+longer."""
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n"
 
 
-def test_attacks_end():
+def test_adversarial_heads_take_linear_time():
     """Runs of each kind of byte in each place of a head or a chunk's size, with a near miss behind them, cost
     no time."""
     command = [sys.executable, "-m", "tests.hostile_heads", str(CPU_SECONDS)]
@@ -83,8 +84,8 @@ MESSAGES = [
     st.integers(0, 200),
     st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"\0", b":", b"0", b"a"]),
 )
-def test_the_same_events(message, cuts, place, spoil):
-    """Within the bounds it says what h11 says, however a message is spoiled and cut."""
+def test_the_same_events_as_h11(message, cuts, place, spoil):
+    """Within the bounds the events are those of h11, however a message is damaged and cut."""
     place %= len(message) + 1
     data = message[:place] + spoil + message[place + (1 if spoil else 0) :]
     plain = events(h11.Connection(h11.SERVER), data, cuts)
@@ -93,13 +94,13 @@ def test_the_same_events(message, cuts, place, spoil):
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_the_same_events_byte_by_byte(message):
-    """However little comes at once."""
+    """The events do not depend on how the bytes are split."""
     bounded = events(BoundedConnection(h11.SERVER, LIMIT), message, range(len(message)))
     assert bounded == events(h11.Connection(h11.SERVER), message, range(len(message)))
 
 
 def large(kind, start, extra):
-    """A head that has as much of something as it may have, and `extra` more."""
+    """Return a head with the maximum of some property, and `extra` more."""
     if kind == "bytes":
         return start + b"a: " + b"x" * (LIMIT - len(start) - len(b"a: \r\n\r\n") + extra) + b"\r\n\r\n"
     if kind == "lines":
@@ -113,9 +114,8 @@ KINDS = pytest.mark.parametrize("kind", ["bytes", "lines", "blanks", "blanks beh
 
 @KINDS
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"FROB", b"OPTIONS"])
-async def test_bounds_of_a_requests_head(method, kind, autojump_clock):
-    """As much as a head may have is served, one more is a 431 in words, whatever the method and however it
-    comes."""
+async def test_bounds_of_a_request_head(method, kind, autojump_clock):
+    """A head at its limit is served, one above it is a 431 with a message, for any method and any cut."""
     start = POST.replace(b"POST", method).replace(b": 2", b": 0")
     async with world() as it:
         for extra in (0, 1):
@@ -132,8 +132,8 @@ async def test_bounds_of_a_requests_head(method, kind, autojump_clock):
 
 
 @KINDS
-def test_bounds_of_heads_that_are_read_by_hand(kind):
-    """They are the same."""
+def test_bounds_of_heads_parsed_by_hand(kind):
+    """Heads parsed without h11 have the same bounds."""
     for start, read in ((POST, http1.parse_request), (OK, http1.parse_response)):
         assert read(large(kind, start, 0) + b"hi", LIMIT) is not None
         assert read(large(kind, start, 1) + b"hi", LIMIT) is None
@@ -141,8 +141,8 @@ def test_bounds_of_heads_that_are_read_by_hand(kind):
 
 @KINDS
 @pytest.mark.parametrize("start", [OK, b"HTTP/1.1 103 Hints\r\n", OK.replace(b"1.1", b"1.0")])
-async def test_bounds_of_an_upstreams_head(start, kind, nursery, autojump_clock):
-    """As much as a head may have is read, one more is an upstream that does not speak proper HTTP."""
+async def test_bounds_of_an_upstream_head(start, kind, nursery, autojump_clock):
+    """A head at its limit is read, one above it is an invalid HTTP response."""
     after = b"hi" if start != b"HTTP/1.1 103 Hints\r\n" else OK + b"\r\nhi"
     for size in (LIMIT * 2, 1000):
         for extra in (0, 1):
@@ -172,7 +172,7 @@ BODIES = {
 @pytest.mark.parametrize(("most", "more"), BODIES.values(), ids=BODIES)
 @pytest.mark.parametrize("size", [10**6, 999])
 def test_bounds_of_chunks(most, more, size):
-    """The lines of sizes and the trailers of a request have bounds too."""
+    """The lines of chunk sizes and the trailers of a request are bounded, too."""
     for body, ends in ((most, True), (more, False)):
         http, seen = BoundedConnection(h11.SERVER, LIMIT), []
         with pytest.raises(h11.RemoteProtocolError) if not ends else nullcontext() as caught:
@@ -195,7 +195,7 @@ def test_bounds_of_chunks(most, more, size):
     ids=["extension", "blanks", "trailer", "trailers"],
 )
 def test_bounds_of_an_upstreams_chunks(body):
-    """The same for a response whose chunks are read by hand."""
+    """A response whose chunks are parsed without h11 has the same bounds."""
     for size in (len(body), 500):
         chunks = ChunkedReader()
         for begin in range(0, len(body), size):

@@ -1,5 +1,4 @@
-"""Errors about a context that is too small, in each server's own words: recognized, and their numbers
-read."""
+"""Errors about an exceeded context in each server's wording: detected, with their numbers."""
 
 import json
 
@@ -90,9 +89,8 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("text", "numbers"), WORDS.values(), ids=WORDS)
-def test_words(text, numbers):
-    """The error is a context's, before and after the first byte, and carries the numbers that the server
-    says."""
+def test_messages_of_servers(text, numbers):
+    """The error is a context overflow, before and after the first byte, with the server's numbers."""
     body = {"error": {"message": text, "type": "invalid_request_error", "code": None}}
     errors = [
         error_from_response(400, (), json.dumps(body).encode()),
@@ -106,7 +104,7 @@ def test_words(text, numbers):
 
 
 def test_fields_of_llama_cpp():
-    """llama.cpp has the numbers in fields beside its words."""
+    """llama.cpp has the numbers in fields beside its message."""
     error = {
         "code": 400,
         "message": "the request exceeds the available context size, try increasing it",
@@ -122,14 +120,14 @@ def test_fields_of_llama_cpp():
 @pytest.mark.parametrize(
     "text", ["", "no numbers here", "limit of x tokens", "9" * 100_000, "context length is " * 9999]
 )
-def test_no_numbers(text):
-    """Words without numbers give none, however long they are."""
+def test_a_message_without_numbers(text):
+    """A message without numbers gives none, at any length."""
     assert parse_overflow(text) is None
     assert parse_overflow(text, {"n_ctx": "8192", "n_prompt_tokens": True}) is None
 
 
 def test_prompt_fits():
-    """Only where all three numbers are known can it be said that a shorter answer would do."""
+    """A shorter output helps only if all three numbers are known and the prompt fits."""
     assert ContextOverflow(100, 90, 20).prompt_fits
     for numbers in (
         ContextOverflow(),

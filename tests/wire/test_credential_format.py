@@ -1,4 +1,4 @@
-"""The credential file's format is qwen-code's, and nothing in it is lost."""
+"""The credential file has qwen-code's format, and keeps unknown fields."""
 
 import json
 
@@ -19,7 +19,7 @@ WHOLE = {
 }
 
 
-def test_a_file_of_qwen_code_is_read_and_written_alike():
+def test_a_file_of_qwen_code_survives_a_round_trip():
     """Two spaces of indentation, qwen-code's five fields in its order, and others after them."""
     text = json.dumps({**WHOLE, "id": [1]}, indent=2)
     found = credential_format.load(text.encode())
@@ -41,21 +41,21 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_credential_is_none(data):
+def test_an_invalid_file_has_no_credentials(data):
     """A file that fails the checks holds no credentials; it is not an error."""
     assert credential_format.load(data) is None
 
 
 @pytest.mark.parametrize("end", [None, "soon", 0, 1e300, [1]], ids=str)
-def test_a_file_without_an_end_has_ended(end):
-    """So it is refreshed, which mends what old releases wrote."""
+def test_a_file_without_an_expiry_is_expired(end):
+    """Its token is refreshed, which repairs files of old releases."""
     found = credential_format.load(json.dumps({**WHOLE, "expiry_date": end}).encode())
     assert found is not None
     assert found.seconds_left(1.0) < 0
 
 
-def test_a_refresh_keeps_what_its_answer_does_not_name():
-    """The refresh token, the resource and the unknown fields of before."""
+def test_a_refresh_keeps_fields_missing_in_its_response():
+    """The refresh token, the resource and the unknown fields are kept."""
     before = TokenSet("a1", "r1", "Bearer", 1, "portal.qwen.ai", {"x": 1})
     after = before.with_refresh(TokenResponse("a2", None, "Bearer", 60.0, None), 1000.0)
     assert after == TokenSet("a2", "r1", "Bearer", 1_060_000, "portal.qwen.ai", {"x": 1}, 60.0)
@@ -64,22 +64,22 @@ def test_a_refresh_keeps_what_its_answer_does_not_name():
 
 
 @pytest.mark.parametrize("lifetime", [None, "long", 0, -1, True, 1e300, [1]], ids=str)
-def test_a_lifetime_that_is_none_is_not_known(lifetime):
-    """Only a positive number of seconds is one."""
+def test_an_invalid_lifetime_is_unknown(lifetime):
+    """Only a positive number of seconds is a lifetime."""
     found = credential_format.load(json.dumps({**WHOLE, "expires_in": lifetime}).encode())
     assert found is not None
     assert found.lifetime is None
 
 
 def test_a_lifetime_survives_the_file():
-    """Whoever reads the file later knows how long the token lasts in all."""
+    """A later reader of the file knows the token's total lifetime."""
     before = credential_format.from_response(TokenResponse("a1", "r1", "Bearer", 120.0, None), 1000.0)
     assert credential_format.load(credential_format.dump(before)) == before
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text())))
 def test_any_unknown_fields_survive(others):
-    """Reading and writing is the identity on what is not ours."""
+    """Reading and writing keeps all unknown fields."""
     text = json.dumps({**others, **WHOLE})
     found = credential_format.load(text.encode())
     assert found is not None

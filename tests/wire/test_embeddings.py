@@ -1,4 +1,4 @@
-"""Vectors as bytes: cut out of an answer, checked and written one at a time."""
+"""Vectors as bytes: extracted from a response, checked and written one at a time."""
 
 import json
 import struct
@@ -17,9 +17,9 @@ STRANGE = st.text(st.sampled_from('"embedding":[]\\ ,1')) | st.text()
 
 
 @given(ROWS, STRANGE, st.sampled_from([None, 2]))
-def test_rows_are_cut_out(rows, text, indent):
-    """Every array called embedding is taken out as it was written, and nothing else changes, whatever strings
-    say."""
+def test_rows_are_extracted(rows, text, indent):
+    """Every array called embedding is extracted as it was written, and nothing else changes, whatever strings
+    contain."""
     text = f"{text} " if text == "embedding" else text
     body = {"text": text, text: [1], "data": [{"embedding": row, "note": text} for row in rows]}
     rest, found = extract_vectors(json.dumps(body, indent=indent).encode())
@@ -41,7 +41,7 @@ def test_base64_is_little_endian_binary32(numbers):
 
 
 def test_numbers_keep_their_digits():
-    """As numbers, a vector goes through as the server wrote it."""
+    """As numbers, a vector is forwarded with the server's digits."""
     row = b"[0.10000000000000000001, -1e-7,\n 3]"
     assert encode_vectors(row, base64=False) is row
 
@@ -65,22 +65,22 @@ def test_numbers_keep_their_digits():
     ],
 )
 @pytest.mark.parametrize("base64", [True, False])
-def test_what_is_no_vector_is_an_error(row, base64):
-    """Nothing that is not a list of finite binary32 numbers reaches a client."""
+def test_an_invalid_vector_is_an_error(row, base64):
+    """Only a list of finite binary32 numbers reaches a client."""
     with pytest.raises(UpstreamError, match="vector") as caught:
         encode_vectors(row, base64=base64)
     assert caught.value.code == "upstream_invalid_response"
 
 
-def test_an_array_that_does_not_end():
-    """A cut body is not JSON."""
+def test_an_unterminated_array():
+    """A truncated body is not JSON."""
     with pytest.raises(ValueError, match="end"):
         extract_vectors(b'{"data":[{"embedding":[1,2')
 
 
 @pytest.mark.parametrize(("count", "size", "sizes"), [(1, 10, [1]), (10, 10, [10]), (21, 10, [10, 10, 1])])
 def test_batches(count, size, sizes):
-    """Batches are full but for the last and keep everything else."""
+    """Batches are full except for the last and keep everything else."""
     asked = EmbeddingInput("m", [str(number) for number in range(count)], {"dimensions": 64}, base64=True)
     batches = list(asked.batches(size))
     assert [len(batch.texts) for batch in batches] == sizes

@@ -1,4 +1,4 @@
-"""Heads as nearly all are: read and written as h11 would, or left to it."""
+"""Common heads are parsed and written as h11 does; all others are left to h11."""
 
 import h11
 import pytest
@@ -58,7 +58,7 @@ def by_h11(data):
 
 @pytest.mark.parametrize("head", PLAIN.values(), ids=PLAIN)
 def test_a_plain_request(head):
-    """It is what h11 makes of it, and its body begins where its head ends."""
+    """A plain request parses as in h11, and its body starts where its head ends."""
     found = http1.parse_request(head + b"\r\nhi", LIMIT)
     assert found is not None
     assert (found.target, found.headers) == by_h11(head + b"\r\n")
@@ -72,15 +72,15 @@ def test_requests_that_are_left_to_h11(head):
     assert http1.parse_request(head + b"\r\n", LIMIT) is None
 
 
-def test_a_head_that_is_not_whole():
-    """Nothing is made of it before its empty line."""
+def test_an_incomplete_head():
+    """Nothing is parsed before its empty line."""
     whole = POST + b"\r\n"
     assert http1.parse_request(whole, LIMIT)
     assert not any(http1.parse_request(whole[:end], LIMIT) for end in range(len(whole)))
 
 
-def spoiled(head, where, spoil, cut):
-    """A whole head with something else in place of `cut` of its bytes."""
+def damaged(head, where, spoil, cut):
+    """Return a whole head with other bytes in place of `cut` of its bytes."""
     place = where % (len(head) + 1)
     return head[:place] + spoil + head[place + cut :] + b"\r\n"
 
@@ -110,8 +110,8 @@ SPOILS = [
     st.integers(0, 3),
 )
 def test_requests_agree_with_h11(head, where, spoil, cut):
-    """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
-    data = spoiled(head, where, spoil, cut)
+    """A head that is parsed here, however damaged, parses in the same way in h11."""
+    data = damaged(head, where, spoil, cut)
     found = http1.parse_request(data, LIMIT)
     if found is not None:
         assert (found.target, found.headers) == by_h11(data[: found.end])
@@ -150,7 +150,7 @@ OTHER_ANSWERS = {
 
 @pytest.mark.parametrize(("head", "length", "stays"), ANSWERS.values(), ids=ANSWERS)
 def test_a_plain_response(head, length, stays):
-    """It is what h11 makes of it."""
+    """A plain response parses as in h11."""
     found = http1.parse_response(head + b"\r\nhello", LIMIT)
     assert found is not None
     assert (found.content_length, found.keep_alive, found.end) == (length, stays, len(head) + 2)
@@ -181,8 +181,8 @@ def test_responses_that_are_left_to_h11(head):
     st.integers(0, 3),
 )
 def test_responses_agree_with_h11(head, where, spoil, cut):
-    """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
-    data = spoiled(head, where, spoil, cut)
+    """A head that is parsed here, however damaged, parses in the same way in h11."""
+    data = damaged(head, where, spoil, cut)
     found = http1.parse_response(data, LIMIT)
     if found is not None:
         status, fields = answer_by_h11(data[: found.end])
@@ -196,7 +196,7 @@ VALUES = st.text("ab, \t:\r\n\x00\x0b\x01é", max_size=6).map(lambda text: text.
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=3))
 def test_written_as_h11_writes(fields):
-    """A head is written here just when h11 writes it, and in the same bytes."""
+    """A head is written here only if h11 writes it, and in the same bytes."""
     fields = [(b"content-length", b"0"), *fields]
     http = h11.Connection(h11.SERVER)
     http.receive_data(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -210,7 +210,7 @@ def test_written_as_h11_writes(fields):
 
 @given(NAMES, VALUES, st.lists(st.tuples(NAMES, VALUES), max_size=2))
 def test_requests_written_as_h11_writes(method, target, fields):
-    """The same for requests."""
+    """A request is written here only if h11 writes it, and in the same bytes."""
     fields = [(b"host", b"x"), *fields]
     try:
         theirs = h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields))
@@ -230,13 +230,12 @@ def test_requests_written_as_h11_writes(method, target, fields):
     ids=["no host", "two hosts", "two lengths", "chunks"],
 )
 def test_requests_that_are_not_written(fields):
-    """Requests with other framing than one host and at most one length are not written."""
+    """Requests with framing other than one host and at most one length are not written."""
     assert http1.write_request(b"POST", b"/", fields) is None
 
 
 def test_reason_phrases():
-    """Assigned statuses carry their phrase (RFC 9110 15), whatever Python calls them; the others have
-    none."""
+    """Assigned statuses have their phrase (RFC 9110 15), whatever Python calls them; the others have none."""
     expected = {200: b"OK", 413: b"Content Too Large", 422: b"Unprocessable Content", 529: b"", 599: b""}
     assert {status: http1.reason_phrase(status) for status in expected} == expected
     assert http1.write_response(404, []) == b"HTTP/1.1 404 Not Found\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Which model a client's name stands for."""
+"""Resolution of a client's model name."""
 
 import pytest
 
@@ -30,11 +30,11 @@ CASES = {
 @pytest.mark.parametrize(("name", "model"), CASES.values(), ids=CASES.keys())
 def test_resolve(name, model):
     """The exact name decides, then the longest pattern, then the catch-all, which leaves a model's own name
-    alone."""
+    unchanged."""
     assert ModelAliases(TABLE, lambda name: name.startswith("qwen")).resolve(name) == model
 
 
-def test_a_name_that_is_no_alias_stands_for_itself():
+def test_a_name_without_an_alias_is_unchanged():
     """Without a catch-all, other names are models."""
     aliases = ModelAliases({"gpt-*": "plus"})
     assert aliases.resolve("claude") == "claude"
@@ -42,12 +42,12 @@ def test_a_name_that_is_no_alias_stands_for_itself():
 
 
 def test_patterns_are_not_listed():
-    """Only what a client can ask for by this very name is listed."""
+    """Only exact names that a client can request are listed."""
     assert ModelAliases(TABLE).names == ["gpt-5-mini", "qwen-max"]
     assert [name for name in TABLE if is_pattern(name)] == ["gpt-*", "*", "gpt-5*", "gpt-5?", "o[134]"]
 
 
 def test_names_that_a_pattern_covers():
-    """Names are covered by patterns, but neither by the catch-all nor where they are aliases themselves."""
+    """Patterns cover names, but the catch-all does not, nor does a pattern cover an alias."""
     names = ["gpt-5-mini", "gpt-6", "claude-opus-5", "o3"]
     assert ModelAliases(TABLE).covered(names) == ["gpt-6", "o3"]

@@ -1,4 +1,4 @@
-"""Qwen's device flow on the wire: forms to the byte, and what each answer proves."""
+"""Qwen's device flow: requests as exact forms, and the meaning of each response."""
 
 import json
 from urllib.parse import parse_qsl
@@ -40,8 +40,8 @@ def body(value):
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-def test_the_challenge_is_rfc_7636s():
-    """Appendix B of RFC 7636, from its bytes."""
+def test_the_challenge_of_rfc_7636():
+    """The result for the verifier in Appendix B of RFC 7636 is the challenge there."""
     octets = [116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77,
         105, 214,
               191, 240, 91, 88, 5, 88, 83, 132, 141, 121]  # fmt: skip
@@ -52,7 +52,7 @@ def test_the_challenge_is_rfc_7636s():
 
 
 def test_forms_are_percent_encoded():
-    """A space is %20, a reserved character is encoded, and the device request alone has an id."""
+    """A space is %20, a reserved character is encoded, and only the device request has an id."""
     begun = oauth.device_authorization_request(QWEN, "ch", "an-id")
     assert begun.body == (
         b"client_id=client&scope=openid%20profile%20email%20model.completion"
@@ -128,10 +128,10 @@ BEGUN = {
 }
 
 
-@pytest.mark.parametrize(("status", "answer", "meaning"), BEGUN.values(), ids=BEGUN.keys())
-def test_answers_to_begin(status, answer, meaning):
-    """A code is what was asked for; JSON that has none is the end; the rest proves nothing."""
-    found = oauth.parse_authorization(status, body(answer))
+@pytest.mark.parametrize(("status", "body", "meaning"), BEGUN.values(), ids=BEGUN.keys())
+def test_responses_to_a_start(status, body, meaning):
+    """A code starts the flow; JSON without one ends it; any other response is transient."""
+    found = oauth.parse_authorization(status, body(body))
     assert found == meaning if isinstance(meaning, DeviceAuthorization) else isinstance(found, meaning)
 
 
@@ -186,10 +186,10 @@ POLLED = {
 }
 
 
-@pytest.mark.parametrize(("status", "answer", "meaning"), POLLED.values(), ids=POLLED.keys())
-def test_answers_to_a_poll(status, answer, meaning):
-    """Only JSON decides, and 400 and 429 say slow_down alike."""
-    found = oauth.parse_poll(status, body(answer))
+@pytest.mark.parametrize(("status", "body", "meaning"), POLLED.values(), ids=POLLED.keys())
+def test_responses_to_a_poll(status, body, meaning):
+    """Only JSON decides, and 400 and 429 mean slow_down alike."""
+    found = oauth.parse_poll(status, body(body))
     assert isinstance(found, TransientError) if meaning is TransientError else found == meaning
 
 
@@ -215,23 +215,23 @@ REFRESHED = {
 }
 
 
-@pytest.mark.parametrize(("status", "answer", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
-def test_answers_to_a_refresh(status, answer, meaning):
-    """A refresh token is dead only when JSON says so with 400 or 401."""
-    found = oauth.parse_refresh(status, body(answer))
+@pytest.mark.parametrize(("status", "body", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
+def test_responses_to_a_refresh(status, body, meaning):
+    """A refresh token is invalid only if JSON reports it with 400 or 401."""
+    found = oauth.parse_refresh(status, body(body))
     assert found == meaning if isinstance(meaning, TokenResponse) else isinstance(found, meaning)
 
 
 @given(
     st.integers(100, 599), st.binary(max_size=60) | st.dictionaries(st.text(max_size=9), st.text(max_size=9))
 )
-def test_any_answer_has_a_meaning(status, answer):
-    """No bytes make a reader raise."""
+def test_any_response_has_a_meaning(status, body):
+    """No bytes make a parser raise."""
     for read in (oauth.parse_authorization, oauth.parse_poll, oauth.parse_refresh):
-        assert read(status, body(answer)) is not None
+        assert read(status, body(body)) is not None
 
 
-def test_messages_hold_no_secret_and_stay_short():
+def test_messages_are_short_and_have_no_secret():
     """Secrets are removed from the server's text, which becomes one short line."""
     echo = {"error": "bad", "error_description": "no device_code=dc-secret\r\n\x1b[31m" + "x" * 500}
     found = oauth.parse_poll(400, body(echo), secrets=("dc-secret",))
@@ -269,8 +269,8 @@ BASES = {
 
 
 @pytest.mark.parametrize(("resource", "base"), BASES.values(), ids=BASES.keys())
-def test_a_token_goes_only_where_it_may(resource, base):
-    """https and a host of the list, or an origin that the list names whole."""
+def test_a_token_is_sent_to_allowed_hosts_only(resource, base):
+    """Allowed are https and a host of the list, or an origin that the list has in full."""
     if base is None:
         with pytest.raises(ValueError):
             oauth.base_url(resource, ALLOWED)
@@ -284,7 +284,7 @@ TENANTS = (
     "1234567890.cn-beijing.fc.aliyuncs.com", "ws-1.cn-beijing.maas.aliyuncs.com", "x.dashscope.aliyuncs.com",
     "dashscope.aliyuncs.com.oss-cn-hangzhou.aliyuncs.com", "deploy.qwen.ai", "a.portal.qwen.ai",
 )  # fmt: skip
-"""Hosts under the domains of the servers whose names somebody else may choose."""
+"""Hosts under the servers' domains whose names a tenant can choose."""
 
 
 @pytest.mark.parametrize("host", TENANTS)
@@ -316,5 +316,5 @@ def test_a_wildcard_matches_within_one_label(pattern, host, covered):
 
 
 def test_slow_down_adds_five_seconds_up_to_sixty():
-    """RFC 8628's step, with an end; a longer interval of the server's stays."""
+    """The interval grows by RFC 8628's step up to a bound; a longer interval of the server's is kept."""
     assert [oauth.slow_down(i) for i in (5.0, 10.0, 58.0, 60.0, 90.0)] == [10.0, 15.0, 60.0, 60.0, 90.0]

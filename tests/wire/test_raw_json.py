@@ -1,4 +1,4 @@
-"""What a client wrote goes on as it was written, unless somebody has changed it."""
+"""A client's JSON is forwarded in its own bytes, unless it was changed."""
 
 import json
 import operator
@@ -28,15 +28,13 @@ VALUES = st.recursive(
     st.text(" \n\t", max_size=3),
 )
 def test_reads_what_json_reads(value, indent, ascii_only, blank):
-    """Any object, however it is laid out, is read as it is; and written again it says the same."""
+    """Any object in any layout parses as json does, and written again it has the same value."""
     data = (blank + json.dumps(value, indent=indent, ensure_ascii=ascii_only) + blank).encode(
         "utf-8", "surrogatepass"
     )
     body = raw_json.parse_body(data)
     assert body == value
-    texts = (
-        body.raw_fields if isinstance(body, RawBody) else None
-    )  # nothing is worth remembering of an empty one
+    texts = body.raw_fields if isinstance(body, RawBody) else None  # an empty value has no span
     assert (texts is None) is (value == {})
     assert json.loads(raw_json.dumps(body, texts)) == value
 
@@ -66,14 +64,14 @@ def test_parses_other_values(text):
         '{"a": 01}',
     ],
 )
-def test_refuses_what_is_not_json(text):
+def test_rejects_invalid_json(text):
     """The error is JSON's own, with its position."""
     with pytest.raises(ValueError, match=r"char|JSON"):
         raw_json.parse_body(text.encode())
 
 
-def test_a_value_that_is_changed_is_written_anew():
-    """Only the very object that was read goes on as it was written; an equal one does not."""
+def test_a_changed_value_is_serialized():
+    """Only the parsed object itself is forwarded as it was written; an equal one is not."""
     data = json.dumps({"messages": LONG, "n": 1}, indent=4).encode()
     body = raw_json.parse_body(data)
     assert raw_json.dumps({"messages": body["messages"]}, body.raw_fields).count(b"\n") > 2
@@ -86,8 +84,8 @@ def test_a_value_that_is_changed_is_written_anew():
     st.booleans(),
     st.sampled_from(["", "\ufeff"]),
 )
-def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
-    """Whatever characters stand before, in and behind a value, its own bytes are those that were read."""
+def test_every_value_keeps_its_own_bytes(values, ascii_only, mark):
+    """Any characters before, in and behind a value leave its bytes unchanged."""
     value = {f"å{number}": one for number, one in enumerate(values)}
     data = (mark + json.dumps(value, indent=1, ensure_ascii=ascii_only)).encode()
     body = raw_json.parse_body(data)
@@ -99,8 +97,8 @@ def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
     assert json.loads(raw_json.dumps(body, getattr(body, "raw_fields", None))) == value
 
 
-def test_what_is_large_is_copied_once():
-    """A body is read in room for its text and its values, and written in room for what is sent."""
+def test_a_large_body_is_copied_once():
+    """A body is parsed in memory for its text and its values, and written in memory for the result."""
     data = json.dumps({"model": "m", "messages": [{"content": "x" * 1_000_000}], "tools": LONG}).encode()
 
     def room(work):
@@ -120,9 +118,8 @@ def test_what_is_large_is_copied_once():
     assert writing < 1.1
 
 
-async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
-    """Spaces, escapes and the order of keys are the client's own, so that Qwen's prefix cache finds what it
-    knows."""
+async def test_a_long_prompt_keeps_its_bytes(monkeypatch):
+    """Spaces, escapes and the order of keys are the client's, so that Qwen's prefix cache matches."""
     text = '[{"content" : "%s", "role":\n "user"}]' % ("\\u00e9" * MIN_RAW_BYTES)
     raw = f'{{"model": "{HELLO["model"]}", "messages": {text}}}'
     seen = []

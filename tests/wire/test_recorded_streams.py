@@ -1,7 +1,7 @@
-"""Streams in the manner of real servers, each a file whose first comment tells its story and whose second
-what it means.
+"""Streams in the manner of real servers: each file's first comment describes it, its second has the expected
+result.
 
-The files are server-sent events and play as they are; they are read at many cuts of their bytes.
+The files are server-sent events, played unchanged, at many cuts of their bytes.
 """
 
 import itertools
@@ -56,7 +56,7 @@ def play(pieces):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_recorded(path):
-    """Each stream means what its file says, whole and byte by byte."""
+    """Each stream gives the result in its file, whole and byte by byte."""
     raw = path.read_bytes()
     assert play([raw]) == expected(path)
     assert play([raw[at : at + 1] for at in range(len(raw))]) == expected(path)
@@ -65,7 +65,7 @@ def test_recorded(path):
 @given(st.sampled_from(FILES), st.lists(st.integers(0, 5000), max_size=20))
 @examples(150)
 def test_any_cut_of_the_bytes(path, cuts):
-    """No cut of the bytes makes a difference."""
+    """The result does not depend on the cut of the bytes."""
     raw = path.read_bytes()
     spots = [0, *sorted({cut % len(raw) for cut in cuts} - {0}), len(raw)]
     pieces = [raw[a:b] for a, b in itertools.pairwise(spots)]

@@ -1,4 +1,4 @@
-"""Server-sent events: the standard, and the servers that bend it."""
+"""Server-sent events: the standard, and servers that deviate from it."""
 
 import pytest
 from hypothesis import given
@@ -61,7 +61,7 @@ def run(*pieces: bytes) -> list[ServerSentEvent]:
 
 @pytest.mark.parametrize(("data", "events"), CASES.values(), ids=CASES.keys())
 def test_whole_and_byte_by_byte(data, events):
-    """The events do not depend on how the bytes arrive."""
+    """The events do not depend on how the bytes are split."""
     assert run(data) == events
     assert run(*(data[i : i + 1] for i in range(len(data)))) == events
 
@@ -69,7 +69,7 @@ def test_whole_and_byte_by_byte(data, events):
 @given(st.lists(st.sampled_from([data for data, _ in CASES.values()]), min_size=1, max_size=3), st.data())
 @examples(150)
 def test_any_split(parts, data):
-    """Any cut gives what the whole gives."""
+    """Any cut gives the events of the whole."""
     body = b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
     pieces = [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
@@ -77,12 +77,12 @@ def test_any_split(parts, data):
 
 
 def test_a_lone_cr_ends_an_event_at_once():
-    """The event of a CR CR is there without waiting for the next byte."""
+    """The event of a CR CR is emitted without waiting for the next byte."""
     assert sse.Decoder().feed(b"data: x\r\r") == [E("x")]
 
 
-def test_a_long_line_costs_its_length_once():
-    """A line in many pieces is joined once."""
+def test_a_long_line_is_joined_once():
+    """A line in many parts is joined once."""
     decoder = sse.Decoder()
     assert decoder.feed(b"data: ") == []
     for _ in range(1000):
@@ -90,15 +90,15 @@ def test_a_long_line_costs_its_length_once():
     assert [len(event.data) for event in decoder.feed(b"\n\n")] == [1_000_000]
 
 
-def test_an_endless_event_is_refused(monkeypatch):
-    """An event that never ends is not kept."""
+def test_an_endless_event_is_rejected(monkeypatch):
+    """An event without end raises an error at a bound."""
     monkeypatch.setattr(sse, "MAX_EVENT", 100)
     with pytest.raises(UpstreamError):
         sse.Decoder().feed(b"data: " + b"x" * 200)
 
 
-def test_encoding_is_read_back():
-    """The decoder reads what `encode` writes; a comment is not an event."""
+def test_encoded_events_are_decoded():
+    """The decoder reads the output of `encode`; a comment is not an event."""
     assert run(sse.encode(b"{}"), sse.comment("keep-alive"), sse.encode(b"1", "named")) == [
         E("{}"),
         E("1", "named"),

@@ -1,4 +1,4 @@
-"""What strangers write is made storable where it enters: names are refused or mended, counts are counts."""
+"""Received values are made storable at the boundary: names are rejected or repaired, counts are bounded."""
 
 import json
 import sqlite3
@@ -87,7 +87,7 @@ def test_rejects_a_name_that_no_store_accepts(path, body, param):
 
 @pytest.mark.parametrize("name", ["model", "user"])
 def test_a_name_in_a_request_for_embeddings(name):
-    """Embeddings have an endpoint of their own, and the same names."""
+    """Requests for embeddings reject the same names."""
     with pytest.raises(RequestError) as refusal:
         decode_embeddings({"model": "m", "input": "x", name: HALF})
     assert (refusal.value.status, refusal.value.param) == (400, name)
@@ -108,16 +108,16 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize(("path", "body"), CONTENTS.values(), ids=CONTENTS)
-def test_contents_pass(path, body):
+def test_contents_are_forwarded(path, body):
     """Content may hold a lone surrogate: it is forwarded as an escape."""
     turn = DECODERS[path](json.loads(json.dumps(body)), id="x", created=0, **LIMITS)
     assert b"\\ud800" in json_codec.dumps([turn.messages, turn.tools, turn.params])
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_a_text_is_one_that_every_store_takes(text):
-    """`is_storable_text` is what SQLite gives back as it was, and `storable_text` makes any text one of
-    those."""
+def test_storable_text_survives_sqlite(text):
+    """`is_storable_text` accepts what SQLite returns unchanged, and `storable_text` makes any text such a
+    text."""
     stored = storable.storable_text(text)
     assert storable.is_storable_text(stored)
     assert (stored == text) is storable.is_storable_text(text)
@@ -160,7 +160,7 @@ def test_a_count(value, expected):
     )
 )
 def test_any_usage_is_storable(counts):
-    """Whatever an upstream says that an answer took, what is read fits where it is kept."""
+    """Any usage that an upstream reports is parsed into storable counts."""
     usage = deltas.parse_usage(counts)
     details = (usage.cached_tokens, usage.reasoning_tokens)
     for count in (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, *details):
@@ -169,7 +169,7 @@ def test_any_usage_is_storable(counts):
 
 
 def test_a_list_of_models():
-    """A model that cannot be named is not listed, and a time is a time."""
+    """A model with an invalid name is not listed, and a time is a number."""
     entries = [{"id": HALF}, {"id": "m", "created": 10**400, "owned_by": HALF}, {"id": "n", "created": True}]
     found = models.parse_models({"data": entries}, EMPTY)
     assert [(model.id, model.created, model.owned_by) for model in found] == [
@@ -182,8 +182,8 @@ WAITS = ["9" * 400, "nan", "inf", "-5", "x", "Mon, 01 Jan 99999999999999999999 0
 
 @pytest.mark.parametrize("name", [b"retry-after", b"retry-after-ms"])
 @pytest.mark.parametrize("value", WAITS)
-def test_a_wait_is_one_that_can_be_waited(name, value):
-    """No header field of an upstream makes a wait that is no number of seconds."""
+def test_a_retry_after_is_finite(name, value):
+    """Any Retry-After header gives a valid number of seconds or None."""
     headers = ((name, value.encode()), (b"date", b"Mon, 01 Jan 2026 00:00:00 GMT"))
     error = error_mapping.error_from_response(429, headers, b"{}")
     assert error.retry_after is not None
@@ -198,8 +198,8 @@ def test_error_messages_are_storable():
     assert (error.message, error.param, error.request_id) == ("a?", "a?", "a?")
 
 
-def test_a_device_code_that_lasts_for_ever():
-    """A number beyond all bounds in an identity server's answer is not known."""
+def test_an_infinite_device_code_lifetime():
+    """A number beyond all bounds in an identity server's response is unknown."""
     body = {"device_code": "c", "verification_uri": "https://h/p", "expires_in": 10**400, "interval": 10**400}
     begun = parse_authorization(200, json.dumps(body).encode())
     assert isinstance(begun, DeviceAuthorization)
@@ -207,8 +207,8 @@ def test_a_device_code_that_lasts_for_ever():
 
 
 @pytest.mark.parametrize("shape", ['{"a":%s}', "[%s]"])
-def test_what_was_read_can_be_written(shape):
-    """No depth is read that could not be written again, further down the stack."""
+def test_parsed_json_can_be_serialized(shape):
+    """JSON is accepted only to a depth that can be written again, further down the stack."""
     text = "1"
     for depth in range(3000):
         text = shape.replace("%s", text)
@@ -222,8 +222,8 @@ def test_what_was_read_can_be_written(shape):
                 assert json_codec.dumps(value)
 
 
-def test_names_that_a_model_writes():
-    """A model's call has a name and an id that can be stored, whatever it wrote."""
+def test_names_of_a_models_calls():
+    """The name and id of a model's call are made storable."""
     turn = Turn(id="x", created=0, model="m", messages=[], tools=[tool()])
     stage = tool_calls.build_pipeline(turn)
     events = [

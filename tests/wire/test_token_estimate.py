@@ -1,5 +1,4 @@
-"""Token counts without a vocabulary: how near they come to both of Qwen's, what they cover, and what they
-cost."""
+"""Token counts without a vocabulary: their accuracy for both of Qwen's, their coverage, and their cost."""
 
 import json
 from pathlib import Path
@@ -17,16 +16,16 @@ from tests.examples import examples
 
 CORPUS = Path(__file__).parent / "token_corpus"
 COUNTS = json.loads((CORPUS / "counts.json").read_text())
-"""The true counts of each text, by a model of each vocabulary (`scripts/token_estimate.py`)."""
+"""The exact counts of each text, by a model of each vocabulary (`scripts/token_estimate.py`)."""
 NEAR = {"german": 0.25}
-"""Texts for which the estimate may be further off than 15 %: a vocabulary splits words of few speakers into
-more pieces."""
+"""Texts for which the estimate may deviate by more than 15 %: a vocabulary splits words of rare languages
+into more tokens."""
 CATALOG = package_catalog()
 CASES = [(name, model, count) for name, counts in COUNTS.items() for model, count in counts.items()]
 
 
-def test_the_corpus_is_whole():
-    """Every text has its counts, and those that the contract names are there."""
+def test_the_corpus_is_complete():
+    """Every text has its counts, and the required texts exist."""
     assert set(COUNTS) == {path.stem for path in CORPUS.glob("*.txt")}
     assert set(COUNTS) >= {"english", "chinese", "russian", "code", "json_numbers"}
 
@@ -34,8 +33,8 @@ def test_the_corpus_is_whole():
 @pytest.mark.parametrize(
     ("name", "model", "count"), CASES, ids=[f"{name}-{model}" for name, model, _ in CASES]
 )
-def test_near(name, model, count):
-    """The estimate is within 15 % of the true count, for both vocabularies."""
+def test_accuracy(name, model, count):
+    """The estimate is within 15 % of the exact count, for both vocabularies."""
     estimate = count_text((CORPUS / f"{name}.txt").read_text(), vocabulary_of(CATALOG.get(model)))
     assert abs(estimate / count - 1) <= NEAR.get(name, 0.15)
 
@@ -76,7 +75,7 @@ def test_older_models(model):
     ],
 )
 def test_newer_models(model):
-    """Qwen 3.5 and later have the newer vocabulary, and so has whatever is not known."""
+    """Qwen 3.5 and later, and unknown models, have the newer vocabulary."""
     assert vocabulary_of(CATALOG.get(model)) is QWEN3_5
 
 
@@ -84,14 +83,13 @@ EXACT = {"": 0, "a": 1, "hello": 1, "12345": 5, "hello world": 2, "a\n": 2, "1 2
 
 
 @pytest.mark.parametrize(("text", "count"), EXACT.items())
-def test_exact(text, count):
-    """What Qwen's tokenizer does for certain is counted exactly: digits, short words, line ends, a blank
-    before a digit."""
+def test_exact_counts(text, count):
+    """Deterministic parts are counted exactly: digits, short words, line ends, a blank before a digit."""
     assert count_text(text) == count_text(text, QWEN2) == count
 
 
 def test_long_texts_are_sampled():
-    """A text of megabytes costs no more than a small one, and its estimate holds."""
+    """A text of megabytes costs no more than a small one, and its estimate is as accurate."""
     text = (CORPUS / "english.txt").read_text() + (CORPUS / "code.txt").read_text()
     for factor in (20, 400):
         assert abs(count_text(text * factor) / (count_text(text) * factor) - 1) < 0.05
@@ -100,7 +98,7 @@ def test_long_texts_are_sampled():
 @given(st.text(max_size=40), st.text(max_size=40))
 @examples(200)
 def test_any_text(before, after):
-    """Any text has a count: none below zero, and about the sum of its halves."""
+    """Any text has a count of at least zero, about the sum of its halves."""
     for vocabulary in (QWEN2, QWEN3_5):
         both = count_text(before + after, vocabulary)
         assert 0 <= both <= count_text(before, vocabulary) + count_text(after, vocabulary) + 3
@@ -110,20 +108,20 @@ def test_any_text(before, after):
     "text",
     [" " * 50_000, "\t \n" * 20_000, "a" * 60_000, "A" * 60_000, "{" * 60_000, "é" * 60_000, "\x00" * 60_000],
 )
-def test_hostile_texts(text):
-    """Runs of anything are one match, however long: no text makes the pattern look twice."""
+def test_adversarial_texts(text):
+    """Runs of anything are one match, at any length: no text makes the pattern backtrack."""
     assert count_text(text) >= 1
     runs = sum(1 for _ in token_estimate._RUNS.finditer(text))
     assert runs <= len(text)
 
 
 def counted(body):
-    """The count of a request's prompt."""
+    """Return the count of a request's prompt."""
     return sum(TokenCounter().count_prompt(anthropic.decode_count({"model": "m", **body}, **DECODE_LIMITS)))
 
 
-def test_everything_counts():
-    """System prompt, texts, thoughts, calls, results, pictures and tools each add to the count."""
+def test_every_part_counts():
+    """System prompt, texts, reasoning, calls, results, images and tools each add to the count."""
     words = "one two three four five six seven eight nine ten " * 10
     body = {"messages": [{"role": "user", "content": "hi"}]}
     least = counted(body)
@@ -153,9 +151,8 @@ def test_everything_counts():
     assert 1 <= least <= 10
 
 
-def test_counts_are_remembered():
-    """A text that was counted before is looked up by its digest; the oldest are forgotten, and no text is
-    kept."""
+def test_counts_are_cached():
+    """A text is looked up by its digest; the oldest entries are dropped, and no text is stored."""
     counter = TokenCounter()
     text = "word " * 100
     assert counter.count(text) == counter.count("word " * 100) == count_text(text)

@@ -1,4 +1,4 @@
-"""Tokens by length: the ratio of a model follows what its servers report, whatever they report."""
+"""Tokens by length: the ratio of a model follows the usage that its servers report."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from tests.examples import examples
 
 
 def test_initial_estimate():
-    """A model without reports has four bytes a token, and a thousand tokens an image."""
+    """A model without reports has four bytes per token, and a thousand tokens per image."""
     assert TokenRatios().estimate("m", PromptSize(400, images=2)) == TokenEstimate(2101, 0.25)
     assert TokenRatios().estimate("m", PromptSize(0)).prompt == 0
     assert TokenEstimate(ratio=0.25).text_tokens(9) == 3
@@ -26,8 +26,8 @@ def test_reports_are_learned(ratio):
     assert ratios.ratio("other") == token_ratios.TOKENS_PER_BYTE
 
 
-def test_a_change_is_followed():
-    """A model that is sent another language later gets that language's ratio."""
+def test_a_change_of_language_is_followed():
+    """A model that gets prompts in another language gets that language's ratio."""
     ratios = TokenRatios()
     for ratio in (0.25, 0.5):
         for _ in range(200):
@@ -46,14 +46,14 @@ def test_a_change_is_followed():
         (PromptSize(0), 100),
     ],
 )
-def test_reports_that_are_not_about_the_text(size, tokens):
-    """Images, no text, and impossible counts teach nothing."""
+def test_unusable_reports_are_ignored(size, tokens):
+    """Prompts with images, without text, or with impossible counts change no ratio."""
     ratios = TokenRatios()
     ratios.learn("m", size, tokens)
     assert ratios.ratio("m") == token_ratios.TOKENS_PER_BYTE
 
 
-def test_one_prompt_decides_little():
+def test_one_prompt_has_a_bounded_weight():
     """A prompt of 10 MB counts as one of 100 kB, so that the next hundred outweigh it."""
     ratios = TokenRatios()
     ratios.learn("m", PromptSize(10**7), 10**7)
@@ -63,7 +63,7 @@ def test_one_prompt_decides_little():
 
 
 def test_memory_is_bounded():
-    """The models used least recently are forgotten."""
+    """The least recently used models are dropped."""
     ratios = TokenRatios()
     for number in range(token_ratios.MAX_MODELS + 5):
         ratios.learn(f"m{number}", PromptSize(10_000), 5000)
@@ -76,7 +76,7 @@ def test_memory_is_bounded():
 @examples(200)
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(-(10**9), 10**12)), max_size=50))
 def test_any_reports(reports):
-    """Whatever is reported, a ratio stays within its bounds and an estimate is a positive number."""
+    """For any reports, a ratio stays within its bounds and an estimate is a positive number."""
     ratios = TokenRatios()
     for text_bytes, tokens in reports:
         ratios.learn("m", PromptSize(text_bytes), tokens)

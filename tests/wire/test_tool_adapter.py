@@ -1,4 +1,4 @@
-"""Tools that Qwen cannot take: changed on the way in, undone on the way out."""
+"""Tools that Qwen rejects are changed in the request and restored in the response."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ PATCH = {"type": "custom", "custom": {"name": "patch", "description": "Apply a p
 
 
 def adapted(tools, messages=(), choice=None) -> tuple[Turn, Any]:
-    """The changed turn, and the stage that undoes the change."""
+    """Return the changed turn, and the stage that reverses the change."""
     return adapt_tools(turn(tools, messages, choice), names=True)
 
 
@@ -30,8 +30,8 @@ def turn(tools, messages=(), choice=None):
     return Turn("chatcmpl-1", 0, "m", list(messages), tools=tools, tool_choice=choice)
 
 
-def test_what_qwen_takes_is_not_touched():
-    """The very same turn, and nothing to undo."""
+def test_accepted_tools_are_unchanged():
+    """The turn is the same object, and there is nothing to reverse."""
     plain = turn(named("a", "b-c_9"))
     assert adapt_tools(plain, names=True) == (plain, None)
     picky = turn(named("a.b"))
@@ -40,7 +40,8 @@ def test_what_qwen_takes_is_not_touched():
 
 @pytest.mark.parametrize("name", ["search", "a.b", "mcp/tool:x", "x" * 65, "größe", "a b"])
 def test_names(name):
-    """A name that Qwen refuses gets a stand-in in tools, choice and history, and comes back as it was."""
+    """A name that Qwen rejects gets a replacement in tools, choice and history, and is restored in the
+    response."""
     call = {"id": "1", "type": "function", "function": {"name": name, "arguments": "{}"}}
     messages = [
         {"role": "assistant", "tool_calls": [call]},
@@ -55,23 +56,25 @@ def test_names(name):
     assert changed.tool_choice["function"]["name"] == new
     assert changed.messages[0]["tool_calls"][0]["function"]["name"] == new
     assert changed.messages[1]["name"] == new
-    assert messages[0]["tool_calls"][0]["function"]["name"] == name  # the client's own objects are not edited
+    assert (
+        messages[0]["tool_calls"][0]["function"]["name"] == name
+    )  # the client's own objects are not changed
     out = list(undo.feed(ToolCallStart(0, "1", new)))
     assert out == [ToolCallStart(0, "1", name)]
     assert list(undo.feed(ToolCallArgumentsDelta(0, "{}"))) == [ToolCallArgumentsDelta(0, "{}")]
 
 
 def test_a_name_that_is_no_longer_declared():
-    """A call of the history gets a stand-in for its name also where no tool has it any more."""
+    """A call of the history gets a replacement for its name even if no tool has it any more."""
     call = {"id": "1", "type": "function", "function": {"name": "a.b", "arguments": "{}"}}
     changed, undo = adapted([], [{"role": "assistant", "tool_calls": [call]}])
     assert changed.messages[0]["tool_calls"][0]["function"]["name"] == "a_b"
     assert undo is not None
 
 
-def test_stand_ins_do_not_collide():
-    """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same
-    one."""
+def test_replacements_do_not_collide():
+    """Two names with one valid part, and a replacement that is in use, stay distinct; the same name gets the
+    same one."""
     used = {"a.b", "a/b", "c.d", "c_d", "x" * 65, "x" * 66}
     stand_ins = {alias_name(name, used) for name in used}
     assert len(stand_ins) == len(used)
@@ -79,7 +82,7 @@ def test_stand_ins_do_not_collide():
 
 
 def test_custom_tools_become_functions():
-    """A custom tool, its choice and its calls in the history become a function of one string."""
+    """A custom tool, its choice and its calls in the history become a function with one string parameter."""
     history = [
         {
             "role": "assistant",
@@ -99,8 +102,8 @@ def test_custom_tools_become_functions():
     assert json.loads(call["function"]["arguments"]) == {"input": 'a "b"'}
 
 
-def test_a_grammar_is_told():
-    """The format of a custom tool is for the model to read."""
+def test_a_grammar_is_in_the_description():
+    """The format of a custom tool is part of the model's prompt."""
     form = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "x"'}}
     custom = {"type": "custom", "name": "p", "format": form}
     changed, _ = adapt_tools(turn(tool_schemas.parse_tools({"tools": [custom]}).tools), names=True)
@@ -108,7 +111,7 @@ def test_a_grammar_is_told():
 
 
 def unwrapped(text, cuts=()):
-    """Return the input of a custom call whose arguments the model wrote as `text`."""
+    """Return the input of a custom call whose arguments are `text`."""
     _, undo = adapted([PATCH])
     spots = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
     events: list[Any] = [ToolCallStart(0, "1", "patch")]
@@ -135,19 +138,19 @@ INPUTS = {
 
 @pytest.mark.parametrize(("text", "expected"), INPUTS.values(), ids=INPUTS.keys())
 def test_inputs(text, expected):
-    """The client gets the bare input, whatever JSON the model made of it, at any cut."""
+    """The client gets the bare input, whatever JSON the model wrote, at any cut."""
     assert unwrapped(text) == unwrapped(text, range(len(text))) == expected
 
 
 @given(st.text(), st.lists(st.integers(0, 200), max_size=6), st.booleans())
 @examples(200)
 def test_any_input(text, cuts, ascii):
-    """Any text goes through as it was, wherever the stream was cut."""
+    """Any text is restored unchanged, at any cut of the stream."""
     assert unwrapped(json.dumps({"input": text}, ensure_ascii=ascii), cuts) == text
 
 
-def test_inputs_flow():
-    """The input is passed on as it comes."""
+def test_inputs_are_streamed():
+    """The input is forwarded without delay."""
     _, undo = adapted([PATCH])
     list(undo.feed(ToolCallStart(0, "1", "patch")))
     assert list(undo.feed(ToolCallArgumentsDelta(0, '{"input": "abc'))) == [ToolCallArgumentsDelta(0, "abc")]

@@ -1,4 +1,4 @@
-"""Tool schemas: every shape that clients send, in the one that upstreams read."""
+"""Tool schemas: every shape that clients send becomes the one that upstreams accept."""
 
 import pytest
 
@@ -30,7 +30,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("body", "tools"), SHAPES.values(), ids=SHAPES.keys())
 def test_shapes(body, tools):
-    """Whatever shape a client uses, the tools are OpenAI's nested ones."""
+    """Any shape of a client's tools becomes OpenAI's nested one."""
     assert tool_schemas.parse_tools(body).tools == tools
 
 
@@ -50,7 +50,7 @@ def test_legacy_functions_are_marked():
 
 
 def test_unknown_kinds_are_named():
-    """Agents send web_search and namespaces to everyone: they are left out and said to be."""
+    """Agents send web_search and namespaces to every server: they are dropped and named."""
     declared = tool_schemas.parse_tools(
         {"tools": [{"type": "web_search"}, NESTED, {"type": "namespace", "name": "x"}]}
     )
@@ -74,7 +74,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize(("entry", "request_"), REQUESTS.values(), ids=REQUESTS.keys())
 def test_tools_of_this_server(entry, request_):
-    """A tool that this server runs is asked for, not declared, and may be named in the choice."""
+    """A tool of this server is requested, not declared, and may be named in the choice."""
     declared = tool_schemas.parse_tools(
         {"tools": [NESTED, entry], "tool_choice": {"type": "function", "name": "calculator"}}
     )
@@ -105,7 +105,7 @@ def test_invalid_requests_for_server_tools(entry, param):
 
 
 def test_schemas_are_not_copied():
-    """A schema of any size passes as it is."""
+    """A schema of any size is forwarded without a copy."""
     assert tool_schemas.parse_tools({"tools": [NESTED]}).tools[0] is NESTED
 
 
@@ -128,7 +128,7 @@ CHOICES = {
 
 @pytest.mark.parametrize(("choice", "expected"), CHOICES.values(), ids=CHOICES.keys())
 def test_choices(choice, expected):
-    """Every way to choose is one of four."""
+    """Every form of a choice becomes one of four."""
     other = {"type": "function", "function": {"name": "g"}}
     declared = tool_schemas.parse_tools({"tools": [NESTED, other], "tool_choice": choice})
     assert declared.tool_choice == expected
@@ -168,8 +168,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "param"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_tools(body, param):
-    """A wrong tool is a 400 that names its path."""
+def test_rejects_invalid_tools(body, param):
+    """An invalid tool is a 400 that names its path."""
     with pytest.raises(RequestError) as caught:
         tool_schemas.parse_tools(body)
     assert caught.value.param == param

@@ -1,11 +1,10 @@
-"""The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds
-up."""
+"""The contract of `qproxy.wire` for tests: the checker of `qproxy check`, and the fold of a client."""
 
 from qproxy.wire.conformance import violations
 
 
 def check(events):
-    """AssertionError when the events break the contract."""
+    """Raise AssertionError if the events violate the contract."""
     found = list(violations(events))
     assert not found, found
 

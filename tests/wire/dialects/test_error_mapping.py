@@ -137,7 +137,7 @@ ROWS = [
 )
 @pytest.mark.parametrize("native", [False, True])
 def test_every_row(status, code, message, plan, expected, native):
-    """A documented refusal has one meaning, in OpenAI's shape and in DashScope's."""
+    """A documented error has one meaning, in OpenAI's shape and in DashScope's."""
     body = (
         {"code": code, "message": message}
         if native
@@ -167,15 +167,15 @@ LIMITS = {
 
 
 @pytest.mark.parametrize(("code", "row"), LIMITS.items(), ids=LIMITS.keys())
-def test_what_a_refusal_says_about_the_account(code, row):
-    """Each kind of refusal names the limit that it speaks of; what is about the request names none."""
+def test_the_limit_of_an_account_error(code, row):
+    """Each account error names its limit; a request error names none."""
     status, message, limit = row
     body = json.dumps({"error": {"code": code, "message": message}}).encode()
     assert error_from_response(status, (), body).limit is limit
 
 
-def test_a_named_wait_is_kept_whole():
-    """The client is told at most two minutes, the account rests for as long as the server said."""
+def test_a_long_retry_after_is_kept_for_the_cooldown():
+    """The client gets at most two minutes; the account's cooldown lasts the upstream's whole time."""
     error = error_from_response(429, ((b"retry-after", b"3600"),), b"{}")
     assert (error.retry_after, error.retry_after_hint) == (120, 3600)
 
@@ -194,8 +194,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("status", "body", "code"), SHAPES.values(), ids=SHAPES.keys())
-def test_shapes(status, body, code):
-    """Each shape of body is read."""
+def test_shapes_of_error_bodies(status, body, code):
+    """Each shape of body gives its code."""
     error = error_from_response(status, (), json.dumps(body).encode())
     assert error.code == code
     assert error.message
@@ -203,8 +203,8 @@ def test_shapes(status, body, code):
 
 @pytest.mark.parametrize("body", [b"<html>blocked</html>", b"", b"upstream connect error", b"\xff\xfe"])
 @pytest.mark.parametrize("status", [200, 403, 502])
-def test_what_is_not_json(status, body):
-    """HTML, words and nothing are errors of the upstream, with something to read."""
+def test_a_body_that_is_not_json(status, body):
+    """HTML, plain text and an empty body become upstream errors with a message."""
     error = error_from_response(status, (), body)
     assert error.status >= 403
     assert error.message
@@ -225,14 +225,14 @@ WAITS = {
 
 @pytest.mark.parametrize(("fields", "seconds"), WAITS.values(), ids=WAITS.keys())
 def test_retry_after(fields, seconds):
-    """The upstream's wait is passed on, at most two minutes; where there is none the row has one."""
+    """The upstream's Retry-After is forwarded, at most two minutes; otherwise the row's default applies."""
     headers = tuple((name.encode(), value.encode()) for name, value in fields.items())
     error = error_from_response(429, headers, b'{"error": {"code": "limit_requests", "message": "x"}}')
     assert error.retry_after == seconds
 
 
 def test_request_ids():
-    """The upstream's id is taken from the body, else from the header."""
+    """The upstream's id comes from the body, otherwise from the header."""
     headers = ((b"x-request-id", b"from-header"),)
     assert (
         error_from_response(400, headers, b'{"code":"x","request_id":"from-body"}').request_id == "from-body"
@@ -240,8 +240,8 @@ def test_request_ids():
     assert error_from_response(400, headers, b'{"code":"x"}').request_id == "from-header"
 
 
-def test_keys_are_masked_and_messages_bounded():
-    """An upstream that repeats our key does not make us repeat it."""
+def test_keys_are_hidden_and_messages_bounded():
+    """A key that the upstream repeats in its message is not forwarded."""
     body = {
         "error": {"message": "Incorrect API key provided: sk-abcdef0123456789. " + "x" * 9999, "code": "y"}
     }
@@ -261,8 +261,8 @@ NOT_ERRORS = [
 
 
 @pytest.mark.parametrize("data", NOT_ERRORS, ids=str)
-def test_what_is_no_error(data):
-    """An ordinary chunk is not taken for an error."""
+def test_an_ordinary_chunk_is_no_error(data):
+    """A chunk without an error gives None."""
     assert error_from_event(data, None) is None
 
 
@@ -282,7 +282,7 @@ IN_STREAM = {
 
 @pytest.mark.parametrize(("data", "status", "code"), IN_STREAM.values(), ids=IN_STREAM.keys())
 def test_errors_in_streams(data, status, code):
-    """Each shape of error inside a 200 is the error that it would be outside."""
+    """Each shape of error inside a 200 becomes the same error as with an error status."""
     error = error_from_event(data, status)
     assert error is not None
     assert error.code == code
@@ -291,31 +291,31 @@ def test_errors_in_streams(data, status, code):
 @pytest.mark.parametrize(
     "unit", ["day", "hour", "max_tokens ", "enable_thinking ", "quota ", "model a", "the model "]
 )
-def test_a_long_message_is_cut_before_it_is_read(unit):
-    """What a message says first decides; how much follows costs nothing."""
-    said = {"error": {"code": "limit_requests", "message": "Requests rate limit exceeded " + unit * 200_000}}
-    error = error_from_response(429, (), json.dumps(said).encode())
+def test_a_long_message_is_truncated_before_parsing(unit):
+    """The start of a message decides its meaning; the remainder costs no time."""
+    body = {"error": {"code": "limit_requests", "message": "Requests rate limit exceeded " + unit * 200_000}}
+    error = error_from_response(429, (), json.dumps(body).encode())
     assert (error.code, error.status) == ("rate_limit_exceeded", 429)
     assert len(str(error)) < 2 * MAX_MESSAGE
 
 
 def test_a_message_may_be_any_json():
-    """A message, a code or a type that is no text, however deep it nests, is an error of its status."""
+    """A message, a code or a type that is not text, at any depth, gives an error of its status."""
     for depth in (3, 300, 900):
         deep = "[" * depth + "]" * depth
         body = f'{{"error": {{"code": {deep}, "message": {deep}, "type": {{"a": {deep}}}}}}}'
         assert error_from_response(429, (), body.encode()).status == 429
 
 
-def test_a_meaning_that_is_not_known_is_not_claimed():
-    """OpenAI's code for an exhausted quota, from any gateway, is not called a limit of this minute alone."""
+def test_an_ambiguous_code_is_not_called_a_rate_limit():
+    """OpenAI's code for an exhausted quota, from any gateway, is not reported as a limit per minute."""
     body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}'
     error = error_from_response(429, (), body, plan="open")
     assert error.message.startswith("The account's quota is used up, or too many tokens for this minute: ")
 
 
 @pytest.mark.parametrize("message", sorted({row.message for row in PATTERNS if row.message}))
-def test_an_explanation_hides_no_message(message):
-    """Redaction takes what follows our own words for no secret."""
+def test_explanations_survive_redaction(message):
+    """Redaction does not hide the message after qproxy's own explanation."""
     text = f"{message}: Incorrect API key provided."
     assert Redactor().text(text) == text

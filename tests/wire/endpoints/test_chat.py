@@ -1,4 +1,4 @@
-"""OpenAI's chat endpoint: requests in, chunks and whole answers out."""
+"""OpenAI's chat endpoint: decoded requests, encoded chunks and whole responses."""
 
 import json
 from typing import Any
@@ -45,7 +45,7 @@ def encode(turn, *events):
 
 
 def chunks(text):
-    """The parsed chunks of a stream that ends with [DONE]."""
+    """Return the parsed chunks of a stream that ends with [DONE]."""
     frames = text.split("\n\n")
     assert frames.pop() == ""
     assert frames.pop() == "data: [DONE]"
@@ -115,8 +115,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "param", "message"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_request_names_its_field(body, param, message):
-    """A wrong field is a 400 whose param and message name the path."""
+def test_an_invalid_request_names_its_field(body, param, message):
+    """An invalid field is a 400 whose param and message name the path."""
     if isinstance(body, dict) and "messages" not in body and "model" not in body:
         body = {"model": "m", "messages": [USER], **body}
     with pytest.raises(RequestError) as caught:
@@ -126,8 +126,8 @@ def test_a_wrong_request_names_its_field(body, param, message):
     assert message in caught.value.message
 
 
-def test_zero_values_and_unknown_fields_pass():
-    """0, false and Qwen's own fields arrive as they were; null means not said."""
+def test_zero_values_and_unknown_fields_are_kept():
+    """0, false and Qwen's own fields are unchanged; null means unset."""
     params = decode(
         temperature=0, top_p=0.0, enable_thinking=False, thinking_budget=0, seed=None, xyz={"a": []}
     ).params
@@ -141,11 +141,11 @@ def test_zero_values_and_unknown_fields_pass():
 
 
 def test_integral_floats_are_integers():
-    """5.0 is a fine max_tokens."""
+    """5.0 is a valid max_tokens."""
     assert decode(max_tokens=5.0).params == {"max_tokens": 5}
 
 
-def test_the_default_model_stands_in():
+def test_the_default_model():
     """A request without a model gets the operator's default."""
     assert (
         chat.decode(
@@ -155,13 +155,13 @@ def test_the_default_model_stands_in():
     )
 
 
-def test_usage_is_only_wanted_in_streams():
-    """include_usage counts only together with stream."""
+def test_usage_is_only_requested_in_streams():
+    """include_usage has an effect only together with stream."""
     assert decode(stream=True, stream_options={"include_usage": True}).include_usage
     assert not decode(stream_options={"include_usage": True}).include_usage
 
 
-def test_common_slips_in_parts_are_read():
+def test_common_mistakes_in_parts_are_accepted():
     """Strings in part lists, bare image URLs and Responses part names have one meaning each."""
     content = ["a", {"type": "input_text", "text": "b"}, {"type": "image_url", "image_url": "http://x/y.png"}]
     message = decode(messages=[{"role": "user", "content": content}]).messages[0]
@@ -173,14 +173,14 @@ def test_common_slips_in_parts_are_read():
     assert content[0] == "a"
 
 
-def test_messages_that_need_no_change_are_not_copied():
-    """A prompt is checked without being copied."""
+def test_unchanged_messages_are_not_copied():
+    """A prompt is validated without a copy."""
     message = {"role": "user", "content": [{"type": "text", "text": "x"}]}
     assert decode(messages=[message]).messages[0] is message
 
 
-def test_too_many_messages_are_refused():
-    """The limit of messages is the operator's."""
+def test_too_many_messages_are_rejected():
+    """The operator sets the limit on messages."""
     with pytest.raises(RequestError, match="limit is 1"):
         chat.decode(
             {"model": "m", "messages": [USER, USER]}, id="i", created=0, max_messages=1, default_model=None
@@ -188,7 +188,7 @@ def test_too_many_messages_are_refused():
 
 
 def test_text_stream():
-    """Role once, then text, then one finish with an empty delta."""
+    """The role is sent once, then text, then one finish with an empty delta."""
     text = encode(
         turn(stream=True), TextDelta("Hel"), TextDelta('lo "\n'), ChoiceFinished("stop"), StreamDone()
     )
@@ -207,7 +207,7 @@ def test_text_stream():
 
 
 def test_call_stream():
-    """A call's id, type and name come once; content is null when a call comes first."""
+    """A call's id, type and name are sent once; content is null if a call is first."""
     text = encode(
         turn(stream=True),
         ToolCallStart(0, "call_1", "f"),
@@ -229,7 +229,7 @@ def test_call_stream():
 
 
 def test_reasoning_stream():
-    """Thoughts go out as reasoning_content."""
+    """Reasoning is sent as reasoning_content."""
     text = encode(turn(stream=True), ReasoningDelta("hm"), TextDelta("x"), ChoiceFinished("stop"))
     assert deltas(text) == [
         {"role": "assistant", "content": None},
@@ -239,8 +239,8 @@ def test_reasoning_stream():
     ]
 
 
-def test_usage_chunk_comes_last_and_only_when_wanted():
-    """With include_usage every chunk has a usage, null but in the last, which has no choices."""
+def test_the_usage_chunk_is_last_and_on_request():
+    """With include_usage every chunk has a usage, null except in the last, which has no choices."""
     parsed = chunks(
         encode(turn(stream=True, include_usage=True), TextDelta("x"), Usage(3, 4, 7), ChoiceFinished("stop"))
     )
@@ -249,15 +249,15 @@ def test_usage_chunk_comes_last_and_only_when_wanted():
     assert (parsed[-1]["usage"]["prompt_tokens"], parsed[-1]["usage"]["total_tokens"]) == (3, 7)
 
 
-def test_an_empty_answer_still_has_a_role():
-    """Finish alone makes a role chunk and a finish chunk."""
+def test_an_empty_response_has_a_role():
+    """A finish alone makes a role chunk and a finish chunk."""
     assert deltas(encode(turn(stream=True), ChoiceFinished("stop"))) == [
         {"role": "assistant", "content": ""},
         {},
     ]
 
 
-def test_choices_are_kept_apart():
+def test_choices_are_separate():
     """Each choice has its own role and finish."""
     parsed = chunks(
         encode(
@@ -273,8 +273,9 @@ def test_choices_are_kept_apart():
     ]  # fmt: skip
 
 
-def test_choices_begin_in_order():
-    """Also where a later one speaks first, as openai-python's stream helper needs it."""
+def test_choices_start_in_order():
+    """Choices start in order even if a later one has the first delta, as openai-python's stream helper
+    requires."""
     asked = turn(stream=True, params={"n": 3})
     text = encode(
         asked,
@@ -291,7 +292,7 @@ def test_choices_begin_in_order():
     assert encode(turn(stream=True), TextDelta("a", 10**9)).count('"role"') == 1
 
 
-def test_a_failure_is_one_frame_and_the_end():
+def test_a_failure_is_one_final_frame():
     """After the first byte an error is one frame with all four keys, without [DONE]."""
     text = encode(turn(stream=True, include_usage=True), TextDelta("a"), StreamFailed(UpstreamError("cut")))
     last = text.split("\n\n")[-2]
@@ -301,15 +302,15 @@ def test_a_failure_is_one_frame_and_the_end():
     assert "[DONE]" not in text
 
 
-def test_half_a_surrogate_pair_does_not_break_the_stream():
-    """Text that has no UTF-8 form is written with an escape."""
+def test_a_lone_surrogate_does_not_break_the_stream():
+    """Text without a UTF-8 form is written with an escape."""
     assert deltas(encode(turn(stream=True), TextDelta("\ud83c"), ChoiceFinished("stop")))[1] == {
         "content": "\ud83c"
     }
 
 
 def test_legacy_functions():
-    """Who speaks `functions` hears `function_call`."""
+    """A request with `functions` gets a response with `function_call`."""
     asked = turn(stream=True, legacy_functions=True)
     events: list[Event] = [
         ToolCallStart(0, "call_1", "f"),
@@ -327,8 +328,8 @@ def test_legacy_functions():
     assert choice["finish_reason"] == "function_call"
 
 
-def test_whole_answer():
-    """The whole answer is the fold of the same events."""
+def test_whole_response():
+    """The whole response is the fold of the same events."""
     body = chat.response(
         turn(),
         [ReasoningDelta("h"), TextDelta("a",
@@ -358,7 +359,7 @@ WRITES = {
 
 @pytest.mark.parametrize(("details", "told", "writes"), WRITES.values(), ids=WRITES.keys())
 def test_tokens_written_to_a_cache(details, told, writes):
-    """They stand under OpenAI's name, beside the server's own details."""
+    """Cache writes are under OpenAI's name, beside the server's own details."""
     usage = Usage(100, 2, 102, {"cached_tokens": 5, **details})
     assert usage.cache_writes == writes
     body = chat.response(turn(), [TextDelta("a"), usage, ChoiceFinished("stop"), StreamDone()])
@@ -367,8 +368,8 @@ def test_tokens_written_to_a_cache(details, told, writes):
     assert details.items() <= found.items()
 
 
-def test_whole_answer_with_calls():
-    """Content is null when there are calls and no text."""
+def test_whole_response_with_calls():
+    """Content is null if there are calls and no text."""
     body = chat.response(
         turn(),
         [
@@ -389,7 +390,7 @@ def test_whole_answer_with_calls():
 
 
 def test_whole_custom_call_and_refusal():
-    """A custom call keeps its free-form input; a refusal its text."""
+    """A custom call keeps its free-form input, and a refusal its text."""
     events: list[Event] = [
         RefusalDelta("no"),
         ToolCallStart(0, "c", "sql", custom=True),
@@ -404,8 +405,8 @@ def test_whole_custom_call_and_refusal():
     assert '"custom":{"input":"select 1"}' in encode(turn(), *events)
 
 
-def test_whole_answer_raises_what_failed():
-    """A whole answer that failed is an error, whatever came before."""
+def test_a_failed_whole_response_raises():
+    """A whole response that failed is an error, whatever events preceded it."""
     with pytest.raises(UpstreamError, match="cut"):
         chat.response(turn(), [TextDelta("a"), StreamFailed(UpstreamError("cut"))])
 
@@ -414,8 +415,8 @@ RAN = (ServerToolCall("call_1", "sum", '{"a":1}'), ServerToolResult("call_1", "s
 ANSWER = (TextDelta("two"), ChoiceFinished("stop"))
 
 
-def test_tools_that_ran_here_are_comments():
-    """A chat client sees no call of this server's tools, only a comment."""
+def test_executed_tools_are_comments():
+    """A chat client receives no call of this server's tools, only a comment."""
     text = encode(turn(), *RAN, *ANSWER)
     assert text.startswith(": tool sum ok 12 ms\n\ndata: ")
     assert "call_1" not in text
@@ -423,8 +424,8 @@ def test_tools_that_ran_here_are_comments():
 
 
 @pytest.mark.parametrize("usage", [False, True])
-def test_tools_that_ran_here_are_reported_to_who_asks(usage):
-    """The last chunk, and a whole answer, have a `qproxy` object when the client asked for it."""
+def test_executed_tools_are_reported_on_request(usage):
+    """The last chunk, and a whole response, have a `qproxy` object if the client requested it."""
     told = [{"id": "call_1", "name": "sum", "arguments": '{"a":1}', "output": "2", "ok": True, "ms": 12}]
     asked = turn(include_tool_reports=True, include_usage=usage)
     text = encode(asked, *RAN, *ANSWER).partition("\n\n")[2]
@@ -434,8 +435,8 @@ def test_tools_that_ran_here_are_reported_to_who_asks(usage):
     assert chat.response(asked, [*RAN, *ANSWER])["qproxy"] == {"tools": told}
 
 
-def test_what_to_include_is_checked():
-    """`qproxy.include` names what there is."""
+def test_unknown_includes_are_rejected():
+    """`qproxy.include` contains known names only."""
     assert decode(qproxy={"include": ["tools"]}).include_tool_reports
     assert not decode(qproxy={}).include_tool_reports
     with pytest.raises(RequestError) as caught:
@@ -448,7 +449,7 @@ CITATION = {"start_index": 0, "end_index": 0, "title": "T", "url": "http://a"}
 
 
 def test_sources_become_annotations():
-    """A client that asked with OpenAI's options gets the sources as annotations, streamed once and whole."""
+    """A client that used OpenAI's options gets the sources as annotations, streamed once and whole."""
     more = {"search_results": [*FOUND["search_results"], {"url": "http://b"}]}
     events: list[Event] = [
         SearchInfo(FOUND),
@@ -470,7 +471,7 @@ def test_sources_become_annotations():
 PARTS_OF_TOMORROW = [{"type": "hologram", "hologram": {"url": "x"}}, {"type": "text", "text": "hi"}]
 
 
-def test_unknown_parts_pass():
-    """A content part of a type that is not known here goes to the upstream as it came."""
+def test_unknown_parts_are_forwarded():
+    """A content part of an unknown type is sent to the upstream unchanged."""
     body = {"messages": [{"role": "user", "content": PARTS_OF_TOMORROW}]}
     assert decode(**body).messages[0]["content"] == PARTS_OF_TOMORROW

@@ -1,4 +1,4 @@
-"""The completions endpoint: what it takes, what it refuses and how, and its answers, streamed and whole."""
+"""The completions endpoint: accepted and rejected requests, and responses, streamed and whole."""
 
 import json
 
@@ -47,7 +47,8 @@ def decode(**change):
     ],
 )
 def test_decode(change, prompts, params):
-    """Prompts, the gap in Qwen-coder's words, and a chat's names for the rest; no limit is imposed."""
+    """Prompts are decoded, a gap becomes Qwen-coder's markers, other fields get chat's names; no limit is
+    imposed."""
     turn = decode(**change)
     assert turn.completion.prompts == prompts
     assert [message["content"] for message in turn.messages] == list(prompts)
@@ -78,8 +79,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "param", "says"), REFUSED.values(), ids=REFUSED)
-def test_refusals_name_the_field(body, param, says):
-    """A 400 that names the field and says what is wrong with it."""
+def test_rejections_name_the_field(body, param, says):
+    """The 400 names the field and its problem."""
     with pytest.raises(RequestError) as caught:
         completions.decode(body, id="cmpl-1", created=1, default_model=None, max_messages=10_000)
     assert (caught.value.status, caught.value.param) == (400, param)
@@ -120,8 +121,8 @@ def streamed(turn, events):
     ],
 )
 def test_a_stream_adds_up_to_the_whole(change):
-    """Chunk by chunk or at once: the same texts, numbers, probabilities and reasons, as the SDK declares
-    them."""
+    """Chunks and the whole response have the same texts, numbers, probabilities and reasons, in the SDK's
+    types."""
     whole = judge(Completion, completions.response(decode(**change), EVENTS))
     chunks = stream(Completion, streamed(decode(**change, stream=True), EVENTS))
     assert len(whole.choices) == 2
@@ -139,14 +140,14 @@ def test_a_stream_adds_up_to_the_whole(change):
 
 
 def test_echo():
-    """The prompt, without marker words, stands before its own choices."""
+    """With echo the prompt, without marker tokens, precedes its own choices."""
     turn = decode(prompt=["x", "y"], suffix="z", echo=True, n=2)
     answer = completions.response(turn, [TextDelta(f"-{n}", n) for n in range(4)])
     assert [choice["text"] for choice in answer["choices"]] == ["x-0", "x-1", "y-2", "y-3"]
 
 
 def test_best_of():
-    """The likeliest of those that were made, for each prompt by itself, numbered without gaps."""
+    """best_of selects the likeliest choices for each prompt separately, numbered without gaps."""
     turn = decode(prompt=["x", "y"], best_of=2)
     scores = [-2.0, -1.0, -0.1, -0.2]
     events = [TextDelta(str(n), n, probable(str(n), score)) for n, score in enumerate(scores)]
@@ -156,7 +157,7 @@ def test_best_of():
 
 
 def test_failures():
-    """A failure ends a stream with one frame, and a whole answer with the error."""
+    """A failure ends a stream with one frame, and a whole response with the error."""
     failed: list[Event] = [TextDelta("a"), StreamFailed(UpstreamError("broken"))]
     text = streamed(decode(stream=True), failed)
     assert json.loads(text.split("\n\n")[-2].removeprefix("data: "))["error"]["message"] == "broken"

@@ -1,4 +1,4 @@
-"""The embeddings endpoint: what it takes, what it refuses and how, and the body it writes."""
+"""The embeddings endpoint: accepted and rejected requests, and the response body."""
 
 import json
 
@@ -26,7 +26,7 @@ ASKED = {"model": "text-embedding-v4", "input": "Hello"}
     ],
 )
 def test_decode(change, texts, base64, params):
-    """Text, texts, the format and Qwen's own fields."""
+    """A request is decoded to texts, the format and Qwen's own fields."""
     asked = embeddings.decode(ASKED | change)
     assert (list(asked.texts), asked.base64, asked.params) == (texts, base64, params)
 
@@ -54,8 +54,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "param", "says"), REFUSED.values(), ids=REFUSED)
-def test_refusals_name_the_field(body, param, says):
-    """A 400 that names the field and says what is wrong with it."""
+def test_rejections_name_the_field(body, param, says):
+    """The 400 names the field and its problem."""
     with pytest.raises(RequestError) as caught:
         embeddings.decode(body)
     assert (caught.value.status, caught.value.param) == (400, param)
@@ -63,14 +63,14 @@ def test_refusals_name_the_field(body, param, says):
 
 
 def test_ignored_fields():
-    """user is left out and named."""
+    """user is dropped and named."""
     asked = embeddings.decode(ASKED | {"user": "u"})
     assert (asked.ignored, asked.params) == (("user",), {})
 
 
 @pytest.mark.parametrize("rows", [[b"[0.5]"], [b"[1,2]", b"[-3.0,4]"]])
-def test_pieces_are_the_answer(rows):
-    """The pieces add up to OpenAI's answer, one piece for each vector and one for the rest."""
+def test_parts_add_up_to_the_response(rows):
+    """The parts add up to OpenAI's response, one part for each vector and one for the rest."""
     pieces = list(embeddings.iter_body(embeddings.decode(ASKED), rows, 7))
     assert len(pieces) == len(rows) + 1
     assert embeddings.content_length(embeddings.decode(ASKED), rows, 7) == sum(map(len, pieces))
@@ -81,7 +81,7 @@ def test_pieces_are_the_answer(rows):
     assert body["model"] == ASKED["model"]
 
 
-def test_the_answer_is_what_the_sdk_declares():
-    """Numbers, as openai-python's types have them."""
+def test_the_response_has_the_sdks_types():
+    """The numbers validate as openai-python's types."""
     body = json.loads(b"".join(embeddings.iter_body(embeddings.decode(ASKED), [b"[0.5, 0.25]"], 1)))
     assert judge(CreateEmbeddingResponse, body).data[0].embedding == [0.5, 0.25]

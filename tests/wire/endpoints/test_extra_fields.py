@@ -1,5 +1,4 @@
-"""Fields that qproxy does not know reach a chat client, streamed and whole, and never replace the
-contract's."""
+"""Unknown fields reach a chat client, streamed and whole, and never replace the contract's."""
 
 import base64
 import json
@@ -12,7 +11,7 @@ from tests.wire.pipeline import DONE, TARGET, call, chunk, decoded, events, said
 
 
 def chunks_of(*items, **body):
-    """The chunks that a chat client gets of a stream, as data."""
+    """Return the chunks of a stream that a chat client receives, as data."""
     turn = decoded({"stream": True, **body})
     encoder = chat.Encoder(turn)
     out = [part for event in events([stream(*items)], turn) for part in encoder.feed(event)] + encoder.close()
@@ -70,7 +69,7 @@ def test_unknown_fields_reach_a_whole_response():
 
 
 def test_a_whole_body_keeps_its_unknown_fields():
-    """An upstream's whole body passes its fields on at their levels."""
+    """The unknown fields of a whole body are forwarded at their levels."""
     message = {"role": "assistant", "content": "Hi", "audio": {"id": "a", "data": "UklG", "transcript": "Hi"}}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "stop_reason": "x"}
     found = DIALECTS["compatible"].response({"id": "u", "choices": [choice], "service_tier": "flex"}, TARGET)
@@ -80,8 +79,8 @@ def test_a_whole_body_keeps_its_unknown_fields():
     assert body["choices"][0]["message"]["audio"] == message["audio"]
 
 
-def test_the_audio_of_omni_models_is_passed_on():
-    """Audio deltas are streamed as they are; a whole response joins their base64 data and transcripts."""
+def test_the_audio_of_omni_models_is_forwarded():
+    """Audio deltas are streamed unchanged; a whole response joins their base64 data and transcripts."""
     first, second = b"RIFF\x01", b"\x02\x03"
     deltas: list[dict[str, Any]] = [
         {"content": None, "audio": {"id": "audio_1", "data": base64.b64encode(first).decode()}},
@@ -113,7 +112,7 @@ def test_parts_of_a_content_without_text_are_passed_on():
 
 
 def test_tool_calls_keep_the_contracts_fields_only():
-    """Unknown keys of a `tool_calls` entry are dropped; those beside it travel."""
+    """Unknown keys of a `tool_calls` entry are dropped; those beside it are forwarded."""
     item = call(0, "call_1", "get_weather", "{}")
     item["choices"][0]["delta"] |= {"x_note": "n"}
     item["choices"][0]["delta"]["tool_calls"][0] |= {"x_entry": 1}
@@ -124,7 +123,7 @@ def test_tool_calls_keep_the_contracts_fields_only():
 
 
 def test_empty_and_contract_fields_are_not_extra():
-    """Null and empty unknown fields carry nothing, and none replaces a field of the contract."""
+    """Null and empty unknown fields are dropped, and none replaces a field of the contract."""
     item = chunk({"content": "Hi", "audio": None, "annotations": []}, id="other", object="x", qproxy={"x": 1})
     body = whole_of(item, chunk(finish="stop"), DONE)
     assert body.keys() == {"id", "object", "created", "model", "choices", "usage"}
@@ -132,7 +131,7 @@ def test_empty_and_contract_fields_are_not_extra():
     assert body["choices"][0]["message"].keys() == {"role", "content", "refusal"}
 
 
-def test_usage_that_was_not_reported_is_null():
+def test_unreported_usage_is_null():
     """Without usage from the upstream there are no zeros: null, streamed and whole."""
     items = (said("Hi"), chunk(finish="stop"), DONE)
     assert whole_of(*items)["usage"] is None

@@ -1,4 +1,4 @@
-"""An upstream's finish reason in every API: what a normal one becomes; no other one is a good end."""
+"""An upstream's finish reason in every API: a normal one is mapped, any other one is a failure."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ MEANINGS = {
         "/messages": "end_turn",
     },
 }
-"""What a reason means where it is not called by OpenAI's name; without calls `tool_calls` is `stop`."""
+"""The meaning of reasons without OpenAI's name; without calls `tool_calls` is `stop`."""
 BAD = [*finish_reasons.FAILING_REASONS, "new_reason", "completed", "ok", "stop!", "tool_use_2"]
 
 
@@ -44,7 +44,7 @@ def turn_of(endpoint, stream):
 
 
 def events_of(dialect, turn, reason, *, is_end=True):
-    """The events of a response that ends with a reason, whole or streamed as the turn wants it."""
+    """Return the events of a response that ends with a reason, whole or streamed as the turn requests."""
     message = {"role": "assistant", "content": TEXT}
     native = dialect == "dashscope"
     choice = {"index": 0, "delta" if turn.stream and not native else "message": message}
@@ -62,14 +62,14 @@ def events_of(dialect, turn, reason, *, is_end=True):
 
 
 def outcome(endpoint, body):
-    """The finish reason of a response in the words of its API."""
+    """Return the finish reason of a response in its API."""
     if endpoint.path == "/responses":
         return body["incomplete_details"]["reason"] if body["incomplete_details"] else body["status"]
     return body["stop_reason"] if endpoint.path == "/messages" else body["choices"][0]["finish_reason"]
 
 
 def streamed(endpoint, turn, events):
-    """(finish reason, whether it failed, text) of a streamed response."""
+    """Return (finish reason, failed, text) of a streamed response."""
     encoder = endpoint.encoder(turn)
     parts = [part for event in events for part in encoder.feed(event)]
     text = b"".join([*parts, *encoder.close()]).decode()
@@ -90,7 +90,7 @@ def streamed(endpoint, turn, events):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_a_normal_reason_in_every_api(endpoint, dialect):
-    """Each normal reason of an upstream has its word in each API, streamed and whole."""
+    """Each normal reason of an upstream has its counterpart in each API, streamed and whole."""
     for name, reason in finish_reasons.FINISH_REASONS.items():
         expected = MEANINGS[reason].get(endpoint.path, reason)
         for spelling in (name, name.upper()):
@@ -105,7 +105,7 @@ def test_a_normal_reason_in_every_api(endpoint, dialect):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
-def test_no_other_reason_is_a_good_end(endpoint, dialect):
+def test_any_other_reason_is_an_error(endpoint, dialect):
     """A failing or unknown reason is an error in each API, after the text before it, and no finish reason."""
     for name in BAD:
         turn = turn_of(endpoint, stream=False)
@@ -121,7 +121,7 @@ def test_no_other_reason_is_a_good_end(endpoint, dialect):
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 @pytest.mark.parametrize("reason", ["", "null", None])
 def test_an_empty_reason_in_every_api(endpoint, reason):
-    """It is a good end before `[DONE]` and of a whole body, and none where the connection just ends."""
+    """It is a successful end before `[DONE]` and of a whole body, and none if the connection just ends."""
     expected = MEANINGS["stop"].get(endpoint.path, "stop")
     turn = turn_of(endpoint, stream=False)
     for dialect in DIALECTS:

@@ -1,4 +1,5 @@
-"""OpenAI's error object: the numbers of a context overflow in OpenAI's words, whatever the upstream's are."""
+"""OpenAI's error object: the numbers of a context overflow in OpenAI's wording, whatever the upstream's
+is."""
 
 import pytest
 
@@ -33,9 +34,9 @@ OVERFLOWS = {
 }
 
 
-@pytest.mark.parametrize(("said", "numbers", "message"), OVERFLOWS.values(), ids=OVERFLOWS)
-def test_context_overflow(said, numbers, message):
-    """The numbers are added to the words of an upstream that does not state them as OpenAI does."""
-    error = UpstreamError(said, status=400, code="context_length_exceeded")
+@pytest.mark.parametrize(("upstream_message", "numbers", "message"), OVERFLOWS.values(), ids=OVERFLOWS)
+def test_context_overflow(upstream_message, numbers, message):
+    """The numbers are added to the message of an upstream that does not state them as OpenAI does."""
+    error = UpstreamError(upstream_message, status=400, code="context_length_exceeded")
     error.overflow = numbers
     assert openai_errors.error_object(error)["message"] == message

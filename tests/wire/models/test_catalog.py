@@ -1,4 +1,4 @@
-"""What is known of models: the lookup, the operator's rows, and the file of the package."""
+"""The catalog of models: lookup, the operator's rows, and the package's file."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ from qproxy.wire.models.spec import CELLS, version_order
 CATALOG = package_catalog()
 ROOT = Path(qproxy.__file__).parent
 
-# what a client may call a model: (the row whose knowledge it gets, whether the name itself is known)
+# client's model name: (the row that applies, True if the name itself is known)
 NAMES = {
     "an id": ("qwen4-max", "qwen4-max", True),
     "an id in another case": ("Qwen4-Max", "qwen4-max", True),
@@ -38,28 +38,29 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "row", "known"), NAMES.values(), ids=NAMES)
-def test_a_name_finds_its_row(name, row, known):
-    """Exact id, snapshot, then the version in its line, the newest known one for a newer name."""
+def test_a_name_matches_its_row(name, row, known):
+    """An exact id, a snapshot, then a version in its line match; a newer name gets the newest known
+    version."""
     found, expected = CATALOG.find(name), CATALOG.find(row)
     assert {cell: getattr(found, cell) for cell in CELLS} == {cell: getattr(expected, cell) for cell in CELLS}
     assert CATALOG.knows(name) is known
 
 
 @pytest.mark.parametrize("name", ["llama-3", "gpt-4o", "", "qwen2-max", "/", "qwen", "x" * 10_000])
-def test_a_stranger_is_not_guessed(name):
-    """A name that resembles none, or a version older than all, is not like the oldest."""
+def test_an_unknown_name_has_no_row(name):
+    """A name without similar rows, or with a version older than all, matches none."""
     assert CATALOG.find(name) is None
     assert CATALOG.get(name).id == name
 
 
-def test_a_vendor_is_known_by_its_names():
-    """Of a model that is in no line, what holds for all of its vendor's is known."""
+def test_an_unknown_model_has_its_vendors_facts():
+    """A model in no line gets the facts common to all models of its vendor."""
     spec = CATALOG.get("qwen-of-tomorrow")
     assert (spec.vendor, spec.efforts, spec.metadata) == ("qwen", [], True)
 
 
-def test_what_is_never_guessed():
-    """A newer model has no price and no dates of an older one, and its numbers are marked as guessed."""
+def test_prices_and_dates_are_never_inferred():
+    """A newer model has no price and no dates of an older one, and its numbers are marked as inferred."""
     spec = CATALOG.get("qwen5-max")
     assert (spec.prices, spec.retires, spec.online) == (None, None, None)
     assert spec.output == 131_072
@@ -67,7 +68,7 @@ def test_what_is_never_guessed():
     assert CATALOG.get("qwen4-max").knows("output")
 
 
-def test_an_unknown_cell_is_that_of_the_newest_of_its_line():
+def test_an_unknown_cell_comes_from_the_newest_version():
     """A row's unknown cell has the value of the newest version that knows it; a known one stays."""
     data = {
         "lines": [{"name": "max", "names": ["m{version}-max*"], "tasks": ["chat"]}],
@@ -85,8 +86,8 @@ def test_an_unknown_cell_is_that_of_the_newest_of_its_line():
 
 
 def test_operators_override_a_row():
-    """A cell that an operator gives holds for that name; the others stay, and so do the other names of the
-    row."""
+    """A cell that an operator sets applies to that name; other cells stay, and so do the row's other
+    names."""
     rows = (ModelRow("qwen3.7-plus", output=1000), ModelRow("qwen3-32b", thinking="none"))
     catalog = build_catalog(rows)
     assert (catalog.get("qwen3.7-plus").output, catalog.get("qwen3.7-plus").thinking) == (1000, "on")
@@ -95,7 +96,7 @@ def test_operators_override_a_row():
 
 
 def test_operators_add_a_row():
-    """A new id may be like another one, and is listed when the operator says so."""
+    """A new id may be based on another one, and is listed if the operator sets it so."""
     catalog = build_catalog((ModelRow("house-model", like="qwen4-max", context=5, listed=True),))
     spec = catalog.get("House-Model")
     assert (spec.context, spec.efforts, spec.prices) == (5, CATALOG.get("qwen4-max").efforts, None)
@@ -111,15 +112,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("rows", WRONG.values(), ids=WRONG)
-def test_rows_that_do_not_fit(rows):
-    """A row that is like none is refused before the start, by its name."""
+def test_rejects_rows_without_a_base(rows):
+    """A row based on an unknown id is rejected at startup by its name."""
     with pytest.raises(ConfigError, match=r"\[\[models\]\]: model 'a'"):
         build_catalog(rows)
 
 
 @pytest.mark.parametrize("entry", [{"id": "a", "colour": "red"}, {"context": 1}])
-def test_a_cell_that_there_is_not(entry):
-    """A slip in a file is not passed over."""
+def test_rejects_an_unknown_cell(entry):
+    """A misspelled cell in a file is an error."""
     with pytest.raises(CatalogError):
         ModelCatalog({"models": [entry]})
 
@@ -147,29 +148,28 @@ SLIPS = {
 
 
 @pytest.mark.parametrize(("row", "words"), SLIPS.values(), ids=SLIPS)
-def test_slips_of_operators(row, words):
-    """A cell that cannot be is refused before the start, by its name."""
+def test_rejects_invalid_cells(row, words):
+    """An invalid cell is rejected at startup, by its name."""
     with pytest.raises(ConfigError, match=words):
         build_catalog((row,))
 
 
-def test_two_rows_with_one_id():
-    """Of two rows with the same id neither would win, so they are refused."""
+def test_rejects_two_rows_with_one_id():
+    """Two rows with the same id are ambiguous."""
     with pytest.raises(ConfigError, match="two rows with the id 'A'"):
         build_catalog((ModelRow("a", context=5), ModelRow("A", context=6)))
 
 
-def test_names_of_clients_take_bounded_memory():
-    """However many names clients make up, few are remembered."""
+def test_client_names_use_bounded_memory():
+    """However many names clients invent, a bounded number is cached."""
     catalog = build_catalog((ModelRow("mine"),))
     for number in range(MAX_CACHED_NAMES * 2 + 5):
         catalog.get(f"name-{number}")
     assert max(len(catalog._found), len(catalog._strangers)) <= MAX_CACHED_NAMES
 
 
-def test_only_names_as_they_are_written_are_labels():
-    """What stands in metrics is a name of a row, letter by letter: there are as many as rows, whoever asks
-    for what."""
+def test_only_names_of_rows_are_labels():
+    """A label of metrics is the exact name of a row, so there are at most as many labels as rows."""
     for name in ("qwen4-max", "qwen3.7-max-2026-05-20", "qwen3-32b"):
         assert name in CATALOG
     for name in ("Qwen4-Max", "x/qwen4-max", "qwen5-max", "qwen-plus-latest-1", "y" * 1000):
@@ -182,8 +182,8 @@ def test_versions_are_numbers():
     assert version_order("2_5") == (2, 5)
 
 
-def test_the_file_fits_together():
-    """Dates are dates, successors exist, and a model's numbers do not contradict each other."""
+def test_the_file_is_consistent():
+    """Dates are valid, successors exist, and a model's numbers do not contradict each other."""
     date.fromisoformat(CATALOG.as_of)
     for spec in CATALOG.models():
         assert all(tier.keys() <= PRICE_CELLS for tier in spec.prices or ()), spec.id
@@ -205,7 +205,7 @@ MODEL_NAME = re.compile(
 
 
 def strings(path):
-    """The string constants of a module that are no docstrings."""
+    """Return the string constants of a module except docstrings."""
     tree = ast.parse(path.read_text("utf-8"))
     docs = {
         id(node.value)
@@ -218,8 +218,8 @@ def strings(path):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_knows_a_model_by_name(path):
-    """A model's name, or a pattern of one, stands in the catalog's file alone."""
+def test_no_module_contains_a_model_name(path):
+    """A model's name, or a pattern of one, is in the catalog's file only."""
     for text in strings(path):
         words = [word for word in re.split(r"[\s\"'`(),;]+", text) if len(word) > 3 and word[0] != "/"]
         named = [word for word in words if CATALOG.find(word) is not None or MODEL_NAME.search(word)]

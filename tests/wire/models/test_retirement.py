@@ -1,4 +1,4 @@
-"""The names on a request's way: alias, then retirement."""
+"""The resolution of a model's name: alias, then retirement."""
 
 import pytest
 
@@ -47,8 +47,8 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("name", "settings", "names"), WAYS.values(), ids=WAYS)
-def test_the_names_on_the_way(name, settings, names):
-    """The client's name first, the served one last, and every one between."""
+def test_resolved_names(name, settings, names):
+    """The client's name is first, the served one last, and every intermediate name between."""
     assert route(name, **settings) == names
 
 
@@ -61,7 +61,7 @@ def test_the_names_on_the_way(name, settings, names):
     ],
 )
 def test_a_retired_model_names_its_successor(name, use, words):
-    """Where nothing may stand for it, the 404 names the model to use, which is not itself retired."""
+    """Without a permitted replacement, the 404 names the model to use, which is not itself retired."""
     with pytest.raises(RequestError) as caught:
         route(name, aliases={}, use_successor=use)
     error = caught.value
@@ -69,8 +69,8 @@ def test_a_retired_model_names_its_successor(name, use, words):
     assert error.message == words
 
 
-def test_warnings_before_the_day():
-    """Models are named that are retired or soon will be, each once."""
+def test_warnings_before_retirement():
+    """Models that are retired or soon will be are named, each once."""
     names = ["old", "newer", "newest", "old", "llama"]
     assert retirement_warnings(names, CATALOG, "2026-10-12", "2026-11-11") == [
         "model 'old' was retired on 2026-10-10: use newer.",

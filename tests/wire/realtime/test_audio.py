@@ -1,4 +1,4 @@
-"""The resampler: how faithful it is, and that pieces make no difference."""
+"""The resampler: its fidelity, and its independence of how bytes are split."""
 
 import cmath
 import math
@@ -15,7 +15,7 @@ SOUND = bytes(range(256)) * 12
 
 
 def spectrum_line(data, hertz, rate):
-    """The power of one tone in a whole number of its periods, and all power."""
+    """Return the power of one tone in a whole number of its periods, and the total power."""
     samples = struct.unpack(f"<{len(data) // 2}h", data)
     turn = -2j * math.pi * hertz / rate
     line = sum(value * cmath.exp(turn * n) for n, value in enumerate(samples)) / len(samples)
@@ -23,14 +23,14 @@ def spectrum_line(data, hertz, rate):
 
 
 def steady(data, rate):
-    """A tenth of a second from the middle."""
+    """Return a tenth of a second from the middle."""
     start = len(data) // 4 * 2
     return data[start : start + rate // 5]
 
 
 @pytest.mark.parametrize("rate", [8_000, 24_000, 48_000])
 def test_a_tone_stays_a_tone(rate):
-    """1 kHz comes out as loud as it went in, to 0.01 dB, and everything else is 80 dB below it."""
+    """A tone of 1 kHz keeps its level to 0.01 dB, and everything else is 80 dB below it."""
     out = steady(Resampler(rate).feed(tone(1000, 0.3, rate)), 16_000)
     line, power = spectrum_line(out, 1000, 16_000)
     assert abs(10 * math.log10(line / (16_000**2 / 2))) < 0.01
@@ -41,17 +41,17 @@ def test_a_tone_stays_a_tone(rate):
     ("hertz", "least", "most"),
     [(3_400, -0.01, 0.01), (7_000, -0.01, 0.01), (8_500, -200, -65), (11_000, -200, -65)],
 )
-def test_what_is_kept_and_what_is_not(hertz, least, most):
-    """Speech up to 7 kHz is kept to 0.01 dB; what 16 kHz cannot hold is 65 dB down and does not come back as
-    something else."""
+def test_the_passband_and_the_stopband(hertz, least, most):
+    """Speech up to 7 kHz is kept to 0.01 dB; frequencies that 16 kHz cannot represent are 65 dB down without
+    aliasing."""
     out = steady(Resampler(24_000).feed(tone(hertz, 0.3)), 16_000)
     power = sum(value * value for value in struct.unpack(f"<{len(out) // 2}h", out)) / (len(out) // 2)
     assert least <= 10 * math.log10(max(power, 1e-9) / (16_000**2 / 2)) <= most
 
 
 @given(st.lists(st.integers(0, 300), max_size=12), st.sampled_from(RATES))
-def test_pieces_make_no_difference(cuts, rate):
-    """The same samples come out however the bytes are cut, in the middle of a sample too."""
+def test_any_cut_gives_the_same_samples(cuts, rate):
+    """The output does not depend on how the bytes are cut, even in the middle of a sample."""
     whole = Resampler(rate)
     expected = whole.feed(SOUND) + whole.flush()
     pieces, out, rest = Resampler(rate), b"", SOUND
@@ -62,8 +62,9 @@ def test_pieces_make_no_difference(cuts, rate):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_nothing_is_lost(rate):
-    """As much time comes out as went in, with the filter's own length behind it, and then it begins anew."""
+def test_no_sample_is_lost(rate):
+    """The output is as long as the input, with the filter's own length behind it; then the resampler is
+    reset."""
     ear = Resampler(rate)
     first = ear.feed(SOUND) + ear.flush()
     extra = len(first) / 2 / 16_000 - len(SOUND) / 2 / rate
@@ -80,8 +81,8 @@ def test_holds_few_samples():
     assert len(ear._samples) < 100
 
 
-def test_loud_sounds_are_cut_off_and_do_not_wrap():
-    """A full-scale square wave overshoots in the filter and stays within 16 bits."""
+def test_loud_sound_is_clipped():
+    """A full-scale square wave overshoots in the filter and is clipped to 16 bits without wrapping."""
     square = struct.pack("<2400h", *([32767] * 12 + [-32768] * 12) * 100)
     out = struct.unpack("<1600h", Resampler(24_000).feed(square))
     assert max(out) == 32767

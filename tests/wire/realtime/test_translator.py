@@ -1,4 +1,4 @@
-"""What becomes of each event, both ways; what a client is told is judged by OpenAI's own types."""
+"""Translation of realtime events in both directions, validated by OpenAI's own types."""
 
 import base64
 import json
@@ -83,7 +83,7 @@ JUDGES = {True: _by_type(ModernEvent), False: _by_type(BetaEvent)}
 
 
 def judge(event, modern):
-    """ValidationError unless it is an event of OpenAI's."""
+    """Raise ValidationError unless the event is one of OpenAI's."""
     JUDGES[modern][event["type"]].model_validate(event, strict=True)
 
 
@@ -169,13 +169,13 @@ SETTINGS = {
 
 @pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
 def test_settings(wanted, expected):
-    """A session's settings reach Qwen in Qwen's words."""
+    """A session's settings reach Qwen under Qwen's names."""
     assert heard(session(**wanted)) == [session(**expected)]
 
 
 @pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
-def test_qwen_takes_them(wanted, expected):
-    """The emulator, which is as strict as Alibaba's pages, takes what comes out."""
+def test_the_emulator_accepts_the_settings(wanted, expected):
+    """The emulator, which is as strict as Alibaba's documentation, accepts the translated settings."""
     (event,) = heard(session(**wanted))
     event["session"].pop("voice", None)
     assert [told["type"] for told in RealtimeModel("m").handle(event)] == ["session.updated"]
@@ -191,8 +191,8 @@ def test_unsupported_settings_are_named():
     assert out.event["error"]["code"] == "unsupported_parameter"
 
 
-def test_tools_and_their_choice_may_come_apart():
-    """The choice that came before holds for the tools that come after it."""
+def test_tools_and_their_choice_in_separate_updates():
+    """A choice sent earlier applies to tools sent later."""
     given = translation()
     heard(session(tools=[FLAT]), given)
     assert heard(session(tool_choice="none"), given) == [session(tools=[])]
@@ -243,7 +243,7 @@ EVENTS = {
 
 @pytest.mark.parametrize(("event", "expected"), EVENTS.values(), ids=EVENTS)
 def test_events_of_the_client(event, expected):
-    """Each event reaches Qwen as it can take it; those that nobody knows pass."""
+    """Each event reaches Qwen in a supported form; unknown ones are forwarded."""
     assert heard(event) == expected
 
 
@@ -293,9 +293,9 @@ def test_mistakes_of_the_client(event, param, code, modern):
     assert out.event["error"]["event_id"] == ("mine" if isinstance(event, str) and "mine" in event else None)
 
 
-def test_sound_goes_in_at_16_khz_in_small_pieces():
-    """A second at 24 kHz is a second at 16 kHz, whatever its pieces, and a commit brings the filter's
-    rest."""
+def test_audio_is_resampled_to_16_khz():
+    """A second at 24 kHz becomes a second at 16 kHz, however it is split, and a commit sends the filter's
+    remainder."""
     given = translation()
     data = base64.b64encode(tone(440, 1.0)).decode()
     outs = heard({"type": "input_audio_buffer.append", "audio": data, "event_id": "x"}, given)
@@ -307,8 +307,8 @@ def test_sound_goes_in_at_16_khz_in_small_pieces():
     assert 32_000 <= sum(sizes) < 32_200
 
 
-def test_sound_at_qwens_own_rate_passes():
-    """A client that says 16 kHz is heard as it is, and told so."""
+def test_audio_at_qwens_own_rate_is_unchanged():
+    """Audio of a client with 16 kHz is not resampled, and the session reports that rate."""
     given = translation()
     format = {"type": "audio/pcm", "rate": 16000}
     heard(session(audio={"input": {"format": format}}), given)
@@ -318,7 +318,7 @@ def test_sound_at_qwens_own_rate_passes():
     assert told["session"]["audio"]["input"]["format"] == format
 
 
-# From Qwen
+# Events from Qwen
 
 
 def told_of(event, given=None):
@@ -328,7 +328,7 @@ def told_of(event, given=None):
 
 
 def conversation(**settings):
-    """All that the emulator says in a session: text, sound and a tool call."""
+    """Return all events that the emulator sends in a session: text, audio and a tool call."""
     speaker = RealtimeModel("qwen-realtime")
     quiet = {"turn_detection": None, "input_audio_transcription": {"model": "m"}, **settings}
     heard_sound = base64.b64encode(tone(440, 0.3, 16_000)).decode()
@@ -354,8 +354,8 @@ def conversation(**settings):
 
 @pytest.mark.parametrize("modern", [True, False])
 def test_whole_conversations_have_openais_types(modern):
-    """Every event of a session with text, sound and tools is one that OpenAI's client knows, with every field
-    it wants."""
+    """Every event of a session with text, audio and tools is one of OpenAI's types, with every required
+    field."""
     given = translation(modern=modern)
     kinds = []
     for event in conversation():
@@ -380,8 +380,8 @@ def test_whole_conversations_have_openais_types(modern):
 
 
 @pytest.mark.parametrize("modern", [True, False])
-def test_newer_servers_are_understood(modern):
-    """A server that speaks today's names already is told the same way."""
+def test_current_event_names_are_accepted(modern):
+    """A server that sends the current names gives the client the same events."""
     old, new = translation(modern=modern), translation(modern=modern)
     for event in conversation():
         expected = told_of(json.dumps(event), old)
@@ -393,8 +393,8 @@ def test_newer_servers_are_understood(modern):
         assert [told["type"] for told in got] == [told["type"] for told in expected]
 
 
-def test_a_client_hears_its_own_names():
-    """The model, the voice and the tools are called what the client calls them."""
+def test_the_client_gets_its_own_names():
+    """The model, the voice and the tools have the names that the client uses."""
     given = translation()
     heard(session(voice="marin", tools=[FLAT]), given)
     qwens = {
@@ -412,8 +412,8 @@ def test_a_client_hears_its_own_names():
     assert told["response"]["audio"]["output"]["voice"] == "marin"
 
 
-def test_an_event_that_comes_twice_is_told_once():
-    """Servers that say an event under both names use one id for it."""
+def test_an_event_under_two_names_is_sent_once():
+    """Servers that send an event under both names use one id for it."""
     given = translation()
     event = {"type": "response.text.delta", "event_id": "1", "delta": "a"}
     assert len(told_of(event, given)) == 1
@@ -422,7 +422,7 @@ def test_an_event_that_comes_twice_is_told_once():
 
 
 def test_memory_is_bounded():
-    """A session that never ends does not remember all of it."""
+    """A session without end keeps bounded state."""
     given = translation()
     for number in range(2000):
         told_of(
@@ -442,7 +442,7 @@ def test_memory_is_bounded():
 
 
 def test_the_name_of_a_call_is_found():
-    """The end of a call's arguments names its function, where only its item did."""
+    """The final event of a call's arguments names its function, even if only its item did."""
     given = translation()
     told_of(
         {"type": "response.output_item.added", "item": {"id": "i", "type": "function_call", "name": "f"}},
@@ -454,8 +454,8 @@ def test_the_name_of_a_call_is_found():
     assert told["name"] == "f"
 
 
-def test_what_is_certain_of_a_transcription_is_told_piece_by_piece():
-    """Qwen repeats the certain text and guesses the rest; a client gets what is new and certain."""
+def test_a_transcription_is_sent_once_it_is_certain():
+    """Qwen repeats the certain text and guesses the remainder; a client gets the new certain text."""
     given = translation()
     kind = "conversation.item.input_audio_transcription"
     told = []
@@ -488,15 +488,15 @@ ERRORS = {
 @pytest.mark.parametrize(("error", "message"), ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("modern", [True, False])
 def test_errors_of_the_server(error, message, modern):
-    """An error has every key that OpenAI's has."""
+    """An error has every key of OpenAI's errors."""
     (told,) = told_of({"type": "error", "error": error}, translation(modern=modern))
     judge(told, modern)
     assert told["error"]["message"] == message
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": 1}', b"\x00\xff", '{"type": null}'], ids=repr)
-def test_what_is_no_event(text):
-    """Something that is no event is an error event, and none of it is repeated."""
+def test_invalid_events(text):
+    """Invalid data becomes an error event that does not repeat it."""
     (told,) = told_of(text)
     assert told["error"]["code"] == "upstream_invalid_response"
     assert "nonsense" not in told["error"]["message"]
@@ -528,8 +528,8 @@ def test_what_is_no_event(text):
     ids=repr,
 )
 @pytest.mark.parametrize("modern", [True, False])
-def test_odd_shapes_pass(kind, value, modern):
-    """An event whose parts have other shapes than they should still reaches the client."""
+def test_unusual_shapes_are_forwarded(kind, value, modern):
+    """An event with parts of an unexpected shape still reaches the client."""
     told = told_of(
         {"type": kind, "session": value, "response": value, "item": value, "error": value},
         translation(modern=modern),
@@ -561,8 +561,8 @@ VALUES = st.recursive(
     ),
     st.booleans(),
 )
-def test_nothing_breaks_a_session(said, modern):
-    """Whatever JSON either end says, something goes out for it or nothing does, and it is JSON."""
+def test_any_json_keeps_the_session_open(said, modern):
+    """For any JSON from either end, JSON or nothing is sent on."""
     given_one = translation(modern=modern)
     for from_client, kind, event in said:
         text = json.dumps({**event, "type": kind})
@@ -571,15 +571,15 @@ def test_nothing_breaks_a_session(said, modern):
             assert isinstance(out.event["type"], str)
 
 
-def test_the_end_of_a_session_is_noted():
-    """Qwen's last word is nothing that OpenAI's clients know."""
+def test_the_end_of_a_session_is_recorded():
+    """Qwen's final event is unknown to OpenAI's clients, and is not forwarded."""
     given = translation()
     assert told_of({"type": "session.finished"}, given) == []
     assert given.usage.finished
 
 
-def test_places():
-    """The realtime models are at their own place of an account's host."""
+def test_paths_of_realtime_models():
+    """The realtime models have their own path on an account's host."""
     at = default_realtime_url("https://dashscope-intl.aliyuncs.com/compatible-mode/v1")
     assert at == "https://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
     assert session_url(at, "a b/c") == at + "?model=a%20b%2Fc"

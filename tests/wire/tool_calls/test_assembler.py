@@ -1,4 +1,4 @@
-"""Structured tool-call deltas: every way in which servers mangle them, and what must come out."""
+"""Structured tool-call deltas: every known fault of servers, and the repaired result."""
 
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ def run(*events, profile=tool_calls.ModelProfile(), repairs=None):  # noqa: B008
 
 
 def calls(*events):
-    """[(id, name, arguments)] of choice 0, and its finish reason."""
+    """Return [(id, name, arguments)] of choice 0, and its finish reason."""
     folded = fold(run(*events))[0]
     return [tuple(call) for call in folded["calls"]], folded["reason"]
 
@@ -120,7 +120,7 @@ CASES = {
 
 @pytest.mark.parametrize(("events", "expected"), CASES.values(), ids=CASES.keys())
 def test_quirks(events, expected):
-    """Whatever the deltas look like, the calls are those that the model made."""
+    """For any deltas, the calls are those that the model made."""
     assert calls(*events) == (expected, "tool_calls")
 
 
@@ -148,7 +148,7 @@ FINISHES = {
 
 @pytest.mark.parametrize(("events", "reason"), FINISHES.values(), ids=FINISHES.keys())
 def test_finish(events, reason):
-    """The finish reason is the one that is true of what was sent."""
+    """The finish reason matches the events that were sent."""
     folded = fold(run(*events))[0]
     assert folded["reason"] == reason
     assert folded["text"] in ("a", "")
@@ -167,26 +167,26 @@ FAILED = {
 
 @pytest.mark.parametrize("events", FAILED.values(), ids=FAILED.keys())
 def test_failures(events):
-    """A stream that just ends, or ends in an error, ends in an error."""
+    """A truncated stream, or one that ends in an error, ends in an error."""
     assert isinstance(run(*events)[-1], StreamFailed)
 
 
-def test_a_failure_after_the_end_changes_nothing():
-    """A connection that breaks after the finish has broken nothing."""
+def test_a_failure_after_the_finish_is_ignored():
+    """A connection that fails after the finish does not fail the response."""
     assert run(TextDelta("a"), ChoiceFinished("stop"), StreamFailed(UpstreamError("x")))[
         -1
     ] == ChoiceFinished("stop")
 
 
-def test_usage_passes_even_after_the_finish():
-    """The counts come last and are kept."""
+def test_usage_after_the_finish_is_forwarded():
+    """Usage may be the last event."""
     assert run(TextDelta("a"), ChoiceFinished("stop"), Usage(1, 2, 3), StreamDone())[-2:] == [
         Usage(1, 2, 3),
         StreamDone(),
     ]
 
 
-def test_choices_do_not_mix():
+def test_choices_are_separate():
     """Each choice has its own calls, ids and finish."""
     folded = fold(
         run(
@@ -208,9 +208,8 @@ def test_repairs_are_counted():
     assert repairs == {"index_missing": 1, "arguments_object": 1, "id_missing": 1, "finish_corrected": 1}
 
 
-def test_a_header_leaves_at_once():
-    """A declared name that is no other's beginning is sent without waiting; arguments follow piece by
-    piece."""
+def test_a_declared_name_is_sent_at_once():
+    """A declared name that is no prefix of another one is sent without waiting; arguments follow in parts."""
     stage = tool_calls.build_pipeline(TURN)
     assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCallStart"]
     assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [ToolCallArgumentsDelta(0, '{"a": "long')]
@@ -224,7 +223,7 @@ def test_a_header_leaves_at_once():
 )
 @examples(200)
 def test_any_cut_of_the_arguments(texts, data):
-    """However arguments are cut into deltas, they add up to what was written."""
+    """Arguments cut into any deltas add up to the original."""
     events = []
     for index, text in enumerate(texts):
         cuts = sorted(data.draw(st.lists(st.integers(1, len(text) - 1), max_size=5, unique=True)))
@@ -251,7 +250,7 @@ def test_any_cut_of_the_arguments(texts, data):
 )
 @examples(300)
 def test_no_deltas_break_the_contract(deltas, end):
-    """Random deltas never raise, and what comes out obeys the contract."""
+    """Random deltas raise nothing, and the output keeps the contract."""
     run(*deltas, *end)
 
 
@@ -269,8 +268,8 @@ THOUGHTS = {
 
 
 @pytest.mark.parametrize(("texts", "thought", "text"), THOUGHTS.values(), ids=THOUGHTS.keys())
-def test_thoughts(texts, thought, text):
-    """Thoughts at the start of the text become reasoning, at any cut."""
+def test_reasoning_in_text(texts, thought, text):
+    """Reasoning at the start of the text becomes reasoning, at any cut."""
     for pieces in (texts, list("".join(texts))):
         folded = fold(run(*[TextDelta(piece) for piece in pieces], ChoiceFinished("stop"), StreamDone()))[0]
         assert (folded["thought"], folded["text"]) == (thought, text)
@@ -295,8 +294,8 @@ FOUND = {
 
 
 @pytest.mark.parametrize(("events", "expected"), FOUND.values(), ids=FOUND.keys())
-def test_what_a_review_found(events, expected):
-    """Faults that a reader of the code found, each mended, at any cut of the text."""
+def test_faults_found_in_review(events, expected):
+    """Faults found by reading the code are repaired at any cut of the text."""
     for sent in (
         events,
         [p for e in events for p in ([TextDelta(c) for c in e.text] if isinstance(e, TextDelta) else [e])],
@@ -330,7 +329,7 @@ def test_a_late_delta_of_a_finished_choice():
 
 
 def test_held_text_keeps_its_logprobs():
-    """The probabilities of held text leave with it."""
+    """Log probabilities of held text are sent with it."""
     first, second = ({"content": [{"token": token}]} for token in ("<", "b>"))
     (event,) = (
         e
@@ -345,8 +344,8 @@ def test_held_text_keeps_its_logprobs():
     assert event.logprobs == {"content": [{"token": "<"}, {"token": "b>"}], "refusal": None}
 
 
-def test_implied_thought():
-    """A model of the profile begins inside a thought; one that writes the tag all the same is read too."""
+def test_implied_reasoning():
+    """A model of the profile starts inside reasoning; one that writes the tag anyway is parsed, too."""
     profile = tool_calls.ModelProfile(implied_think=True)
     for text in ("hm</think>\n\nhi", "<think>hm</think>hi"):
         for pieces in ([text], list(text)):
@@ -395,27 +394,27 @@ def test_the_automaton_rejects(text):
     assert not JSONState().feed(text)
 
 
-def test_a_nameless_call_is_not_held_for_ever():
-    """Arguments that never get a name end the answer at a limit."""
+def test_a_call_without_a_name_is_held_up_to_a_limit():
+    """Arguments that never get a name end the response at the limit."""
     stage = tool_calls.build_pipeline(TURN)
     out = [e for n in range(10) for e in stage.feed(d(0, "x", None, "y" * 1_000_000 if n else '{"a": "'))]
     assert isinstance(out[-1], StreamFailed)
     assert len(out) == 1
 
 
-def test_broken_arguments_are_passed_on():
-    """A model's bad JSON is the client's to see; only what stops in the middle is called cut."""
+def test_invalid_arguments_are_forwarded():
+    """A model's invalid JSON reaches the client; only truncated JSON counts as truncated."""
     assert calls(d(0, "x", "one", "{'a': 1}"), *END) == ([("x", "one", "{'a': 1}")], "tool_calls")
     assert calls(d(0, "x", "one", "{'a': [1"), *END) == ([("x", "one", "{'a': [1")], "length")
 
 
-def test_a_cut_before_the_arguments_is_not_closed():
-    """A call that was cut before its arguments began gets no {} that could be taken for them."""
+def test_a_call_truncated_before_its_arguments_stays_open():
+    """A call that was truncated before its arguments gets no {} that could be taken for them."""
     assert calls(d(0, "x", "one"), ChoiceFinished("length"), StreamDone()) == ([("x", "one", "")], "length")
 
 
-def test_halves_of_a_character_in_arguments_are_joined():
-    """A character that a server cut into two escapes, one in each delta, arrives whole."""
+def test_surrogates_split_across_deltas_are_joined():
+    """A character that a server split into two escapes, one in each delta, arrives whole."""
     decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
     stage = Pipeline(decoder, tool_calls.build_pipeline(TURN))
     chunks = [
@@ -426,7 +425,7 @@ def test_halves_of_a_character_in_arguments_are_joined():
     assert fold(out)[0]["calls"] == [["x", "one", '{"a": "🌊"}']]
 
 
-def test_entries_of_a_whole_answer_are_calls_of_their_own():
+def test_entries_of_a_whole_response_are_separate_calls():
     """Two calls of one function without arguments, indices and ids stay two."""
     call = {"function": {"name": "one", "arguments": ""}}
     body = {"choices": [{"message": {"tool_calls": [call, call]}, "finish_reason": "tool_calls"}]}

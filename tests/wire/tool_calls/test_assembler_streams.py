@@ -1,8 +1,7 @@
-"""Structured calls as servers mangle them, from the upstream's bytes to the client's: the quirks by their
-numbers.
+"""Structured calls with the faults of servers, from the upstream's bytes to the client's.
 
-Every case is played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and what a client
-gets is read by the strict reader of `conformance`.
+Every case is played whole, byte by byte and at seeded cuts, streamed and as a whole response, and the
+client's result is read by `tests.wire.strict_reader`.
 """
 
 import pytest
@@ -20,7 +19,7 @@ PARIS, ROME, NOW = (NAME, A), (NAME, B), ("now", "{}")
 
 
 def repeated(fragment):
-    """A fragment in DashScope's shape: every key once more, empty."""
+    """Return a fragment in DashScope's shape: every key once more, empty."""
     return {"index": 0, "id": "", "type": "function", "function": {"name": None, "arguments": fragment}}
 
 
@@ -103,7 +102,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("items", "expected"), CASES.values(), ids=CASES.keys())
 def test_quirks(items, expected):
-    """Whatever the deltas look like and however the answer ends, the calls are those that the model made."""
+    """For any deltas and any end of the response, the calls are those that the model made."""
     for end in ENDS.values():
         assert meaning(*items, *end) == ("", "", expected, "tool_calls")
     text = meaning(*said("I look"), *items, *said(" after"), *ENDS["stop"])
@@ -119,9 +118,8 @@ CUT = {
 
 @pytest.mark.parametrize(("items", "expected"), CUT.values(), ids=CUT.keys())
 @pytest.mark.parametrize("reason", ["stop", "tool_calls", "", None, "length", "content_filter"])
-def test_cut_arguments(items, expected, reason):
-    """Arguments that stop in the middle are left as they are, and the finish says so, whatever the server
-    says."""
+def test_truncated_arguments(items, expected, reason):
+    """Truncated arguments stay unchanged, and the finish reason is length, whatever the server reports."""
     said_so = reason if reason == "content_filter" else "length"
     assert meaning(*items, chunk(None, reason), DONE) == ("", "", expected, said_so)
 
@@ -135,13 +133,13 @@ FINISHES = [
 
 @pytest.mark.parametrize(("sent", "reason"), FINISHES)
 def test_finish_of_text(sent, reason):
-    """Text ends with the reason that is true of it, also where payload comes with the finish."""
+    """The finish reason matches the text, even if content is sent with the finish."""
     assert meaning(*said("a"), chunk(None, sent), DONE) == ("a", "", [], reason)
     assert meaning(*said("a"), chunk({"content": "b"}, sent), DONE) == ("ab", "", [], reason)
 
 
-def test_an_empty_reason_ends_an_answer_whose_others_were_null():
-    """Without [DONE] an empty finish reason is an end only where it is news."""
+def test_an_empty_reason_after_null_ends_a_response():
+    """Without [DONE] an empty finish reason is an end only if earlier chunks had null."""
     assert meaning(call(0, "x", NAME, A), chunk(None, "")) == ("", "", [PARIS], "tool_calls")
     _, error = same(chunk({"content": "a"}, ""), chunk({"content": "b"}, ""))
     assert error is not None
@@ -165,24 +163,23 @@ FAILED = {
 
 @pytest.mark.parametrize("items", FAILED.values(), ids=FAILED.keys())
 def test_failures(items):
-    """An answer that breaks off ends in one error, after what had come; its text is never the answer's."""
+    """A truncated response ends in one error, after the received events; the error is no text."""
     choices, error = same(*items)
     assert error is not None
     assert all(choice["reason"] is None or number for number, choice in choices.items())
     assert "Throttled" not in choices.get(0, {"text": ""})["text"]
 
 
-def test_what_was_held_precedes_a_failure():
-    """Ambiguous arguments and names that were held are passed on when the stream breaks."""
+def test_held_parts_precede_a_failure():
+    """Ambiguous arguments and names that were held are sent when the stream fails."""
     choices, _ = same(call(0, "x", NAME, '{"a": '), call(0, "", None, '{"a": 1'))
     assert choices[0]["calls"] == [[NAME, '{"a": {"a": 1']]
     choices, _ = same(call(0, "x", "write"))
     assert choices[0]["calls"] == [["write", ""]]
 
 
-def test_a_call_waits_for_the_one_before_it():
-    """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing
-    up."""
+def test_a_call_waits_for_the_previous_one():
+    """Calls are sent one after the other; the first is streamed, and a complete one blocks no other."""
     stage = tool_calls.build_pipeline(decoded({}))
     flow = [
         (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]),
@@ -196,8 +193,8 @@ def test_a_call_waits_for_the_one_before_it():
 
 
 @pytest.mark.parametrize("other", [0, 1])
-def test_choices_are_apart(other):
-    """Choices that arrive interleaved, even in one chunk, have their own text, calls and end."""
+def test_choices_are_separate(other):
+    """Interleaved choices, even in one chunk, have their own text, calls and end."""
     one = 1 - other
     choices, _ = same(
         chunk({"role": "assistant", "content": ""}, index=one),
@@ -216,7 +213,7 @@ def test_choices_are_apart(other):
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("where", ["every chunk", "finish", "after", "nowhere"])
 def test_usage(asked, where):
-    """Usage comes once, last, and only where it was asked for, wherever the server puts it."""
+    """Usage is sent once, last, and only on request, wherever the server sends it."""
     every = {"usage": COUNTS} if where == "every chunk" else {}
     finish = {"usage": COUNTS} if where in ("every chunk", "finish") else {"usage": None}
     tail = [{"choices": [], "usage": COUNTS}] if where in ("every chunk", "after") else []
@@ -228,7 +225,7 @@ def test_usage(asked, where):
 LEGACY = {"tools": None, "functions": [{"name": NAME, "parameters": {"type": "object"}}]}
 
 
-def test_the_deprecated_functions_are_answered_in_kind():
+def test_deprecated_functions_get_function_call():
     """A client of `functions` gets `function_call`, streamed and whole."""
     assert meaning(call(0, "x", NAME, A), chunk(None, "tool_calls"), DONE, body=LEGACY)[2:] == (
         [PARIS],
@@ -237,7 +234,7 @@ def test_the_deprecated_functions_are_answered_in_kind():
 
 
 def test_custom_tools_get_bare_input():
-    """A custom tool's input arrives as it is, in OpenAI's shape for it."""
+    """A custom tool's input is forwarded unchanged, in OpenAI's shape for it."""
     body = {"tools": [{"type": "custom", "custom": {"name": "patch"}}]}
     items = [
         call(0, "x", "patch", '{"inp'),
@@ -263,7 +260,7 @@ WHOLE = {
 @pytest.mark.parametrize(("entries", "expected"), WHOLE.values(), ids=WHOLE.keys())
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 def test_whole_bodies(entries, expected, dialect):
-    """The calls of a whole body are as many as its entries."""
+    """A whole body has as many calls as entries."""
     choices = [{"index": 0, "message": {"content": "", "tool_calls": entries}, "finish_reason": "stop"}]
     body = {"choices": choices} if dialect == "compatible" else {"output": {"choices": choices}}
     turn = decoded({})

@@ -1,4 +1,4 @@
-"""Calls that come twice: one call stays one, and calls that only resemble each other stay two."""
+"""Repeated calls: a copy is dropped, and calls that only resemble each other are both sent."""
 
 import json
 
@@ -84,12 +84,12 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("items", "calls"), DIFFERENT.values(), ids=DIFFERENT)
-def test_calls_that_differ_stay(items, calls):
+def test_different_calls_are_sent(items, calls):
     """Calls that differ in id, name or arguments are all sent, in order."""
     assert meaning(*items, *END)[2:] == (calls, "tool_calls")
 
 
-def test_a_copy_that_was_truncated_is_reported():
+def test_a_truncated_copy_is_reported():
     """A second call that stops within the first one's arguments is sent, and the finish reason is length."""
     items = [call(0, "a", NAME, A), call(1, "a", NAME, A[:9]), chunk(None, "tool_calls"), DONE]
     assert meaning(*items)[2:] == ([PARIS, (NAME, A[:9])], "length")
@@ -102,8 +102,8 @@ def test_a_copy_that_was_truncated_is_reported():
     ),
     st.integers(1, 5),
 )
-def test_the_normal_form_is_of_the_value(value, size):
-    """Whitespace and escapes change nothing, nor does any cut."""
+def test_the_normal_form_depends_on_the_value(value, size):
+    """Whitespace, escapes and cuts change nothing."""
     texts = [
         json.dumps(value),
         json.dumps(value, ensure_ascii=False, indent=1),

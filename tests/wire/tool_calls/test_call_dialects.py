@@ -1,7 +1,6 @@
-"""Dialects in which Qwen models write calls beside the two of their templates, and the texts that only look
-alike.
+"""Dialects of Qwen models' calls beside the two of their templates, and texts that only resemble them.
 
-Each case is played whole, one character at a time and three at a time, and must give the same.
+Each case is played whole, one character at a time and three at a time, with equal results.
 """
 
 import json
@@ -100,13 +99,13 @@ READ = {
 
 @pytest.mark.parametrize(("text", "calls"), READ.values(), ids=READ)
 def test_reads_the_dialect(text, calls):
-    """A call in the dialect is a call, and nothing of its markup is text."""
+    """A call in the dialect is parsed, and nothing of its markup is text."""
     assert same(text) == ("", calls, "tool_calls")
 
 
 @pytest.mark.parametrize(("text", "calls"), READ.values(), ids=READ)
 def test_keeps_the_text_before_the_dialect(text, calls):
-    """Text before a call stays as it is."""
+    """Text before a call is unchanged."""
     assert same(f"Let me look.\n{text}")[1:] == (calls, "tool_calls")
     assert same(f"Let me look.\n{text}")[0].rstrip() == "Let me look."
 
@@ -179,13 +178,13 @@ TEXT = {
 
 
 @pytest.mark.parametrize("text", TEXT.values(), ids=TEXT)
-def test_what_looks_alike_stays_text(text):
-    """Text that only resembles a dialect is passed on, byte for byte."""
+def test_similar_text_stays_text(text):
+    """Text that only resembles a dialect is forwarded, byte for byte."""
     assert same(text) == (text, [], "stop")
 
 
 def test_a_value_holds_the_markup_of_other_dialects():
-    """In a value of one dialect the tags of the others are text."""
+    """The tags of other dialects in a value are text."""
     content = '<invoke><parameter name="x">1</parameter>\n<parameter name="y">2</parameter></invoke>'
     for text in (content, "<tools><parameter>1</parameter></tools>", "<function name='a'>\n</function>b"):
         call = f"<tool_call>\n<function=write>\n<parameter=content>\n{text}\n</parameter>\n</function>\n</tool_call>"
@@ -218,7 +217,7 @@ def test_a_value_holds_an_example_in_one_line(text):
 
 
 def test_text_after_a_call_stays():
-    """Closing tags are dropped until other text comes, and stay text behind it."""
+    """Closing tags are dropped until other text follows, and are text after it."""
     text, calls, _ = same(f"<tool_call>{CALL}</tool_call>\n</function>\nDone.\n</function>\nend")
     assert (text.lstrip(), calls) == ("Done.\n</function>\nend", [PARIS])
 
@@ -258,8 +257,7 @@ ENDS = {
 
 @pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
 def test_a_call_that_ends_the_response_within_a_line_of_reasoning_is_read(text):
-    """A call in whatever dialect counts at the very end, also before blank text, and is reasoning
-    otherwise."""
+    """A call in any dialect counts at the very end, even before blank text, and is reasoning otherwise."""
     assert same(ReasoningDelta(f"I call {text}")) == ("", [PARIS], "tool_calls")
     assert same(ReasoningDelta(f"I call {text}"), "\n\n") == ("", [PARIS], "tool_calls")
     assert same(ReasoningDelta(f"I call {text} or not")) == ("", [], "stop")
@@ -301,8 +299,7 @@ MARKUP = [
     st.sampled_from([RawToolCallDelta(0, "a", "get", A), ""]),
 )
 def test_any_mixture_means_the_same_at_any_cut(text, then):
-    """Whatever markup stands beside whatever, a cut changes nothing, and without a call no character is
-    lost."""
+    """For any mixture of markup a cut changes nothing, and without a call no character is lost."""
     shown, calls, reason = same(*([text, then] if then else [text]))
     assert calls or (shown, reason) == (text, "stop")
 
@@ -321,7 +318,7 @@ NAMED = replace(TURN, tool_choice=choice("get"))
     "text", [f"[{CALL}]", CALL, CALL.replace("arguments", "parameters"), f"```json\n{CALL}\n```"]
 )
 def test_reads_a_forced_call_that_is_all_of_the_content(text):
-    """With a forced tool choice, JSON that is all of a response is the call, as content or as reasoning."""
+    """With a forced tool choice, JSON that is the whole response is the call, as content or as reasoning."""
     assert same(text, turn=REQUIRED) == ("", [PARIS], "tool_calls")
     assert same(text, turn=NAMED) == ("", [PARIS], "tool_calls")
     assert same(text) == (text, [], "stop")

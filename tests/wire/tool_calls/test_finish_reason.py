@@ -1,4 +1,4 @@
-"""The ends of several choices, when a stream ends, and when it is cut."""
+"""The ends of several choices, in complete and truncated streams."""
 
 import json
 
@@ -39,7 +39,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("chunks", "expected"), ENDS.values(), ids=ENDS.keys())
 def test_choices_that_end_with_done(chunks, expected):
-    """[DONE] ends every choice that was started, also one that sent nothing beside others."""
+    """[DONE] ends every choice that was started, even one without content beside others."""
     found = events(chunks, done=True)
     assert [(end.choice, end.reason) for end in found if isinstance(end, ChoiceFinished)] == expected
     assert found[-1].__class__ is StreamDone
@@ -49,8 +49,8 @@ CUTS = {"one was started": [*ROLES, *FIRST], "one never came": FIRST, "none has 
 
 
 @pytest.mark.parametrize("chunks", CUTS.values(), ids=CUTS.keys())
-def test_choices_of_a_cut_stream(chunks):
-    """A choice that sent nothing until a stream is cut is no success: the end is an error after what came."""
+def test_choices_of_a_truncated_stream(chunks):
+    """If a choice has no content in a truncated stream, the end is an error after the received events."""
     found = events(chunks, done=False)
     assert TextDelta("a") in found
     assert isinstance(found[-1], StreamFailed)
@@ -64,7 +64,7 @@ def native(choice, reason, content):
 
 @pytest.mark.parametrize(("last", "end"), [("null", StreamFailed), ("stop", StreamDone)])
 def test_choices_of_the_native_api(last, end):
-    """A native stream just ends: that is good only if every choice had a finish reason."""
+    """A native stream has no end marker: it is successful only if every choice had a finish reason."""
     turn = Turn(id="i", created=0, model="m", messages=[], params={"n": 2})
     stages = Pipeline(sse.Decoder(), dashscope.Decoder(TARGET), tool_calls.build_pipeline(turn))
     chunks = [native(0, "stop", "a"), native(1, "null", "b"), native(1, last, "b")]
@@ -73,7 +73,7 @@ def test_choices_of_the_native_api(last, end):
 
 
 def test_an_error_before_the_last_choice_ends():
-    """An error that the stream reports is passed on until every requested choice has ended."""
+    """An error in the stream is forwarded until every requested choice has ended."""
     error = {"error": {"message": "gone"}}
     assert isinstance(events([*FIRST, error], done=False)[-1], StreamFailed)
     assert not any(isinstance(event, StreamFailed) for event in events([*FIRST, error], done=False, n=1))
@@ -90,7 +90,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 def test_a_body_without_a_choice(body):
-    """A whole response without a choice is an error, not an empty answer."""
+    """A whole response without a choice is an error, not an empty response."""
     (found,) = openai.response(body, TARGET)
     assert isinstance(found, StreamFailed)
     assert isinstance(found.error, UpstreamError)

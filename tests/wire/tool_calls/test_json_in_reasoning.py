@@ -1,4 +1,4 @@
-"""Requested JSON that a server took for reasoning, and the end of reasoning that it took for text."""
+"""Requested JSON that a server sent as reasoning, and an end of reasoning that it sent as text."""
 
 from itertools import groupby
 
@@ -26,8 +26,9 @@ def test_json_that_is_all_of_the_reasoning_is_content(text, request_format):
 
 
 @pytest.mark.parametrize("text", [f"```json\n{CAT}\n```", f"{CAT}\n</think>\n", f"```\n{CAT}\n```\n</think>"])
-def test_what_stands_around_the_json_is_dropped(text):
-    """A code block around it, a late end of reasoning and blank text behind it are no part of the content."""
+def test_text_around_the_json_is_dropped(text):
+    """A code block around it, a late end of reasoning and blank text behind it are not part of the
+    content."""
     assert meaning(*thought(text), *said("\n\n"), *END, body=body()) == (CAT, "", [], "stop")
     assert meaning(*thought(*text), *END, body=body()) == (CAT, "", [], "stop")
     prose = text.replace(CAT, "A cat.")
@@ -48,7 +49,7 @@ KEPT = {
 
 @pytest.mark.parametrize(("items", "request_format", "expected"), KEPT.values(), ids=KEPT)
 def test_other_reasoning_stays(items, request_format, expected):
-    """Reasoning that is anything else, or that content follows, stays reasoning."""
+    """Any other reasoning, or reasoning followed by content, stays reasoning."""
     assert meaning(*items, body=body(request_format))[:2] == expected
 
 
@@ -75,7 +76,7 @@ TAILS = {
 
 @pytest.mark.parametrize(("reasoning", "text", "content", "whole"), TAILS.values(), ids=TAILS)
 def test_the_end_of_interrupted_reasoning_is_reasoning(reasoning, text, content, whole):
-    """Text up to a late `</think>` belongs to reasoning that stopped in the middle of a sentence."""
+    """Text up to a late `</think>` belongs to reasoning that stopped within a sentence."""
     assert meaning(*thought(reasoning), *said(text), *END)[:2] == (content, whole)
     assert meaning(*thought(reasoning), *said(*text), *END)[:2] == (content, whole)
 
@@ -92,14 +93,14 @@ PLAIN = {
 
 @pytest.mark.parametrize(("reasoning", "text"), PLAIN.values(), ids=PLAIN)
 def test_text_after_reasoning_stays(reasoning, text):
-    """Without the signs of an interruption, text that mentions the tag is passed on as it is."""
+    """Without the signs of an interruption, text that mentions the tag is forwarded unchanged."""
     assert meaning(*thought(reasoning), *said(text), *END)[:2] == (text, reasoning)
     assert meaning(*thought(reasoning), *said(*text), *END)[:2] == (text, reasoning)
 
 
 @pytest.mark.parametrize("pieces", [["It is 4."], list(" and it is 4")])
 def test_text_between_reasoning_keeps_its_place(pieces):
-    """Text between two pieces of separated reasoning is passed on before the second, held or not."""
+    """Text between two parts of separated reasoning is sent before the second, held or not."""
     items = [*thought("I count"), *said(*pieces), *thought("I check", ""), *said(" Yes, 4."), *END]
     passed = [type(event) for event in events([stream(*items)], decoded(BODY))]
     order = [kind for kind, _ in groupby(kind for kind in passed if kind in (TextDelta, ReasoningDelta))]

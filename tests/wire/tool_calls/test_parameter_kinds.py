@@ -1,5 +1,4 @@
-"""The types that a parameter's schema allows, for values that a model wrote as text: right, and cheap to
-find."""
+"""The types that a parameter's schema allows, for values that a model wrote as text, at a bounded cost."""
 
 import pytest
 
@@ -28,34 +27,34 @@ def test_kinds(schema, kinds):
     assert coercion.allowed_types(schema, ROOT) == kinds
 
 
-class Counted(dict):
-    """A schema that counts how often a keyword of it is looked up."""
+class CountedSchema(dict):
+    """A schema that counts how often its keywords are looked up."""
 
     lookups = 0
 
     def get(self, key, default=None):
-        Counted.lookups += 1
+        CountedSchema.lookups += 1
         return super().get(key, default)
 
 
-WIDE = Counted(anyOf=[Counted({"$ref": "#"}) for _ in range(300)])
-DOUBLING = Counted(
-    {f"d{n}": Counted(anyOf=[Counted({"$ref": f"#/d{n + 1}"})] * 2) for n in range(22)},
+WIDE = CountedSchema(anyOf=[CountedSchema({"$ref": "#"}) for _ in range(300)])
+DOUBLING = CountedSchema(
+    {f"d{n}": CountedSchema(anyOf=[CountedSchema({"$ref": f"#/d{n + 1}"})] * 2) for n in range(22)},
     anyOf=[{"$ref": "#/d0"}],
 )
-CIRCLE = Counted({"$ref": "#"})
+CIRCLE = CountedSchema({"$ref": "#"})
 
 
 @pytest.mark.parametrize("root", [WIDE, DOUBLING, CIRCLE], ids=["wide", "doubling", "circle"])
-def test_a_schema_that_unfolds_costs_little(root):
-    """300 references to the root would be looked at 300**4 times: MAX_NODES subschemas are, then no more."""
-    Counted.lookups = 0
+def test_a_recursive_schema_has_a_bounded_cost(root):
+    """300 references to the root would be visited 300**4 times: MAX_NODES subschemas are, then no more."""
+    CountedSchema.lookups = 0
     coercion.allowed_types(root, root)
-    assert Counted.lookups <= 12 * coercion.MAX_NODES
+    assert CountedSchema.lookups <= 12 * coercion.MAX_NODES
 
 
-def test_a_long_list_costs_little():
-    """Of types, branches and an enum only the first MAX_NODES are looked at."""
+def test_a_long_list_has_a_bounded_cost():
+    """Of types, branches and an enum only the first MAX_NODES are visited."""
     many = 1_000_000
     assert coercion.allowed_types({"enum": [1] * coercion.MAX_NODES + ["a"] * many}, {}) == {"integer"}
     assert coercion.allowed_types({"type": ["null"] * coercion.MAX_NODES + ["string"] * many}, {}) == {"null"}

@@ -1,4 +1,4 @@
-"""Properties of the whole of `tool_calls`: what was composed is read back, at any cut; nothing breaks it."""
+"""Properties of all of `tool_calls`: composed replies are parsed back at any cut, and no text raises."""
 
 import json
 
@@ -22,7 +22,7 @@ PROFILES = [
 
 
 def cut(text, places):
-    """The text cut at places given as fractions of its length."""
+    """Return the text cut at places given as fractions of its length."""
     spots = sorted({int(place * len(text)) for place in places} - {0, len(text)})
     return [text[a:b] for a, b in zip([0, *spots], [*spots, len(text)], strict=True)]
 
@@ -42,8 +42,8 @@ cuts = st.lists(st.floats(0, 1), max_size=12)
 
 @given(replies(), cuts)
 @examples(250)
-def test_what_was_composed_is_read_back(pieces, places):
-    """Random replies in any mixture of spellings: the text and the calls that went in come out."""
+def test_composed_replies_are_parsed_back(pieces, places):
+    """Random replies in any mixture of spellings give their text and calls."""
     written, shown, calls = joined(pieces)
     folded = fold(play(cut(written, places)))[0]
     assert [(name, json.loads(text)) for _, name, text in folded["calls"]] == calls
@@ -53,8 +53,8 @@ def test_what_was_composed_is_read_back(pieces, places):
 
 @given(replies(), prose, cuts)
 @examples(100)
-def test_thoughts_before_a_reply(pieces, thought, places):
-    """A thought before the reply changes nothing about it."""
+def test_reasoning_before_a_reply(pieces, thought, places):
+    """Reasoning before the reply changes nothing in it."""
     written, shown, calls = joined(pieces)
     folded = fold(play(cut(f"<think>{thought}</think>{written}", places)))[0]
     assert [(name, json.loads(text)) for _, name, text in folded["calls"]] == calls
@@ -80,16 +80,16 @@ FRAGMENTS = [
     st.sampled_from([TextDelta, ReasoningDelta]),
 )
 @examples(500)
-def test_no_text_breaks_it(text, places, finish, profile, kind):
-    """Whatever a model writes: nothing raises, the contract holds, and the cut makes no difference."""
+def test_any_text_keeps_the_contract(text, places, finish, profile, kind):
+    """For any text of a model nothing raises, the contract holds, and the cut makes no difference."""
     assert fold(play(cut(text, places), finish, profile, kind)) == fold(play([text], finish, profile, kind))
 
 
 @given(replies(), st.data(), cuts)
 @examples(200)
 def test_mutated_replies(pieces, data, places):
-    """A reply with pieces deleted, doubled or inserted anywhere: the same at any cut, and no word of prose is
-    lost."""
+    """A reply with parts deleted, doubled or inserted anywhere gives the same at any cut, and no word of
+    prose is lost."""
     written = joined(pieces)[0]
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(written)))
@@ -99,13 +99,13 @@ def test_mutated_replies(pieces, data, places):
     whole = fold(play([written]))[0]
     assert fold(play(cut(written, places)))[0] == whole
     if not whole["calls"] and not written.lstrip().startswith("<think>"):
-        closer = "</tool_call>"  # a stray one before another block is nobody's
+        closer = "</tool_call>"  # a stray one before another block is dropped
         assert whole["text"].replace(closer, "").strip() == written.replace(closer, "").strip()
 
 
 @given(st.text(max_size=60), cuts)
 @examples(200)
-def test_text_without_markers_is_untouched(text, places):
-    """Plain text passes byte for byte."""
+def test_text_without_markers_is_unchanged(text, places):
+    """Plain text is forwarded byte for byte."""
     if "<" not in text and "✿" not in text and text:
         assert fold(play(cut(text, places)))[0]["text"] == text

@@ -1,4 +1,5 @@
-"""The kinds of repairs: the code counts those, the documentation names those, and each can be met."""
+"""The kinds of repairs: the code, the table and the documentation have the same, and each occurs in a
+stream."""
 
 import ast
 from collections import Counter
@@ -15,7 +16,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "tool-calls.md"
 
 
 def counted():
-    """The kinds that the code counts: the keys under which anything called `repairs` is added to."""
+    """Return the kinds that the code counts: the keys under which anything called `repairs` is
+    incremented."""
     for path in WIRE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Subscript) and "repairs" in ast.unparse(node.value):
@@ -25,7 +27,7 @@ def counted():
 
 
 def test_code_and_table_agree():
-    """Every kind that is counted is in the table, and none besides."""
+    """Every counted kind is in the table, and the table has no other."""
     found = set(counted()) - {"written_"}
     spellings = {
         "hermes",
@@ -40,7 +42,7 @@ def test_code_and_table_agree():
 
 
 def test_the_page_has_the_table():
-    """docs/tool-calls.md names the kinds with the same words."""
+    """docs/tool-calls.md has the kinds with the table's descriptions."""
     assert repairs.repairs_table() in PAGE.read_text()
 
 
@@ -100,7 +102,7 @@ PROFILES = {
 
 
 @pytest.mark.parametrize("kind", repairs.REPAIRS)
-def test_each_kind_is_met(kind):
+def test_each_kind_occurs(kind):
     """Each kind has a stream in which it is counted, the same at any cut."""
     found: Counter[str] = Counter()
     body = {**BODY, "response_format": {"type": "json_object"}} if kind == "json_in_reasoning" else BODY
@@ -109,7 +111,7 @@ def test_each_kind_is_met(kind):
     assert set(found) <= set(repairs.REPAIRS)
 
 
-def test_a_bare_call_is_of_one_kind():
+def test_a_bare_call_counts_as_one_kind():
     """A call without tags is not counted as missing them."""
     found: Counter[str] = Counter()
     same(*MET["written_bare"], repairs=found, profile=ModelProfile(bare_json=True))
@@ -117,7 +119,7 @@ def test_a_bare_call_is_of_one_kind():
 
 
 def test_a_clean_stream_needs_no_repair():
-    """An answer that obeys the contract is passed on untouched."""
+    """A response that keeps the contract is forwarded unchanged."""
     found: Counter[str] = Counter()
     same(*said("Hi"), call(0, "x", "now", ""), call(0, None, None, "{}"), *END, repairs=found)
     assert not found

@@ -1,7 +1,7 @@
-"""What streaming owes: little is held back, held text is let go at its limit, and work grows with the
-answer's length.
+"""Bounds of streaming: held text is short, it is released at its limit, and work grows with the response's
+length.
 
-Work is counted, not timed: the characters that the readers look at, and those that arguments are judged by.
+Work is counted, not timed: the characters that the parsers read, and those that decide on arguments.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ LONGEST = len("get_weather")
 
 
 def lag(text, *, head="", kind=TextDelta, profile=ModelProfile()):  # noqa: B008 - frozen
-    """The most characters that are held back at any time while `text` comes one by one after `head`."""
+    """Return the most characters held back at any time while `text` arrives one by one after `head`."""
     stage = tool_calls.build_pipeline(TURN, profile)
     for _ in stage.feed(kind(head)):
         pass
@@ -67,7 +67,7 @@ HELD = {
 
 @pytest.mark.parametrize(("text", "head", "kind", "most"), HELD.values(), ids=HELD.keys())
 def test_hold_back(text, head, kind, most):
-    """No more is held than what may still become a marker."""
+    """Only text that may still become a marker is held."""
     assert lag(text, head=head, kind=kind) <= most
 
 
@@ -86,8 +86,8 @@ LIMITS = {
 
 @pytest.mark.parametrize("text", LIMITS.values(), ids=LIMITS.keys())
 @pytest.mark.parametrize("size", [7, 1000, 100_000])
-def test_what_never_becomes_a_call_is_let_go(text, size):
-    """At a limit of some 64 KiB unconfirmed text is passed on; none of it is lost, at any cut."""
+def test_unconfirmed_text_is_released(text, size):
+    """At a limit of about 64 KiB unconfirmed text is forwarded; none of it is lost, at any cut."""
     stage = tool_calls.build_pipeline(TURN)
     gone = []
     for at in range(0, len(text), size):
@@ -106,7 +106,7 @@ def test_what_never_becomes_a_call_is_let_go(text, size):
 
 
 class Work:
-    """Characters that were looked at or copied."""
+    """Counts characters that were read or copied."""
 
     def __init__(self, monkeypatch):
         self.done = 0
@@ -163,7 +163,7 @@ BARE = {
 @pytest.mark.parametrize("make", [*LONG.values(), *BARE.values()], ids=[*LONG, *BARE])
 @pytest.mark.parametrize("size", [7, 1 << 30], ids=["small deltas", "one delta"])
 def test_work_is_linear(make, size, monkeypatch):
-    """Twice the answer is twice the work, in one delta as well as in very many."""
+    """Twice the response is twice the work, in one delta and in very many."""
     work = Work(monkeypatch)
     profile = ModelProfile(bare_json=make in BARE.values())
     spent = []
@@ -179,7 +179,7 @@ def test_work_is_linear(make, size, monkeypatch):
     assert spent[1] < 2.3 * spent[0] + 4_000
 
 
-def test_structured_arguments_are_looked_at_once(monkeypatch):
+def test_structured_arguments_are_read_once(monkeypatch):
     """Arguments in very many deltas are read at most once, and joined only on demand."""
     work = Work(monkeypatch)
     joined = []
@@ -204,8 +204,8 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
     assert len(joined) <= 2
 
 
-def test_calls_cost_the_same_however_many_there_are(monkeypatch):
-    """Each entry looks for its call once, however many there were before it."""
+def test_each_call_has_the_same_cost(monkeypatch):
+    """Each entry looks up its call once, however many calls precede it."""
     looked = []
     plain = call_router.CallRouter.call_for
 
@@ -221,8 +221,8 @@ def test_calls_cost_the_same_however_many_there_are(monkeypatch):
     assert len(looked) == len(entries)
 
 
-def test_a_cumulative_profile_costs_nothing_where_nothing_repeats():
-    """Text that is new each time is passed on as it is, and not compared with all that came."""
+def test_a_cumulative_profile_is_free_without_repetition():
+    """New text is forwarded unchanged, and not compared with all earlier text."""
     stage = CumulativeText(Counter())
     texts = [f"{n} " for n in range(3000)]
     assert [event for text in texts for event in stage.feed(TextDelta(text))] == [

@@ -1,7 +1,8 @@
-"""Calls, thoughts and markup in text, from the upstream's bytes to the client's: what is read and what stays.
+"""Calls, reasoning and markup in text, from the upstream's bytes to the client's: parsed calls and remaining
+text.
 
-As in `test_structured_streams`: played whole, byte by byte and at seeded cuts, streamed and as a whole
-answer, and read by the strict reader of `conformance`. `test_written` has more of the slips, on events.
+As in `test_assembler_streams`: played whole, byte by byte and at seeded cuts, streamed and as a whole
+response, and read by `tests.wire.strict_reader`. `test_text_calls` has more of the faults, on events.
 """
 
 import json
@@ -28,10 +29,9 @@ def tags(name, *parameters, newline="\n", wrapped=True):
     return block(text, newline) if wrapped else text
 
 
-def told(text, finish="stop", **options):
-    """Return the meaning of a response with this text, at any cut into deltas and with any in-progress
-    finish reason.
-    """
+def meaning_of_text(text, finish="stop", **options):
+    """Return the meaning of a response with this text, at any cut into deltas and with any in-progress finish
+    reason."""
     found = meaning(*said(text), chunk(None, finish), DONE, **options)
     for size, going in ((1, None), (4, "null"), (3, "")):
         deltas = [chunk({"content": text[at : at + size]}, going) for at in range(0, len(text), size)]
@@ -50,16 +50,15 @@ H, HN, CITY = block(GET), block(TIME), ("city", "Paris")
 
 @pytest.mark.parametrize("newline", ["", "\n", " ", "\r\n", "\n\n\t"], ids=repr)
 def test_whitespace_between_tags_is_dropped(newline):
-    """Blocks are read with any whitespace in and between them; the text around them stays, whitespace does
-    not.
-    """
+    """Blocks are parsed with any whitespace in and between them; the text around them stays, whitespace does
+    not."""
     one, two = block(GET, newline), block(TIME, newline)
-    assert told(one + newline + two + newline) == ("", "", [PARIS, NOW], "tool_calls")
+    assert meaning_of_text(one + newline + two + newline) == ("", "", [PARIS, NOW], "tool_calls")
     listed = block(f"[{newline}{GET}{newline},{newline}{TIME}{newline}]", newline)
-    assert told(listed) == ("", "", [PARIS, NOW], "tool_calls")
+    assert meaning_of_text(listed) == ("", "", [PARIS, NOW], "tool_calls")
     around = f"Hi.{newline}{one}{newline}and{newline}{two}{newline}bye"
     shown = f"Hi.{newline}{newline}and{newline}{newline}bye"
-    assert told(around) == (shown, "", [PARIS, NOW], "tool_calls")
+    assert meaning_of_text(around) == (shown, "", [PARIS, NOW], "tool_calls")
 
 
 ARGUMENTS = {
@@ -87,9 +86,9 @@ SHAPES = [
 
 @pytest.mark.parametrize(("written", "expected"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
 def test_arguments(written, expected):
-    """Arguments are passed on as they were written, in whatever order the keys came."""
+    """Arguments are forwarded as they were written, in any order of the keys."""
     for shape in SHAPES[: 2 if written == '{"city": Paris}' else None]:
-        assert told(block(shape % written)) == ("", "", [(NAME, expected)], "tool_calls")
+        assert meaning_of_text(block(shape % written)) == ("", "", [(NAME, expected)], "tool_calls")
 
 
 CODE = {
@@ -103,9 +102,9 @@ CODE = {
 def test_code_blocks(written, expected):
     """A `<code>` block fills an empty `code` argument, and only an empty one."""
     body = f'{{"name": "run_code", "arguments": {written}}}\n<code>\nprint("a")\nx\n</code>'
-    assert told(block(body)) == ("", "", [("run_code", expected)], "tool_calls")
+    assert meaning_of_text(block(body)) == ("", "", [("run_code", expected)], "tool_calls")
     body = f'{{"name": "run_code", "arguments": {written}}}'
-    assert told(block(body)) == ("", "", [("run_code", written)], "tool_calls")
+    assert meaning_of_text(block(body)) == ("", "", [("run_code", written)], "tool_calls")
 
 
 SLIPS = {
@@ -140,10 +139,10 @@ SLIPS = {
 
 
 @pytest.mark.parametrize(("text", "expected"), SLIPS.values(), ids=SLIPS.keys())
-def test_slips(text, expected):
-    """Missing and misplaced tags are forgiven."""
-    assert told(text) == ("", "", expected, "tool_calls")
-    assert told("Let me see.\n" + text) == ("Let me see.\n", "", expected, "tool_calls")
+def test_faulty_tags(text, expected):
+    """Missing and misplaced tags are accepted."""
+    assert meaning_of_text(text) == ("", "", expected, "tool_calls")
+    assert meaning_of_text("Let me see.\n" + text) == ("Let me see.\n", "", expected, "tool_calls")
 
 
 @pytest.mark.parametrize(
@@ -151,9 +150,9 @@ def test_slips(text, expected):
 )
 @pytest.mark.parametrize("key", ["<parameter= city >", '<parameter="city">', "<parameter='city'>"])
 def test_quotes_and_blanks_around_names(head, key):
-    """Quotes and blanks around names belong to nobody, with and without `<tool_call>`."""
+    """Quotes and blanks around names are dropped, with and without `<tool_call>`."""
     text = f"{head}\n{key}\nParis\n</parameter>\n</function>"
-    assert told(text) == told(block(text)) == ("", "", [PARIS], "tool_calls")
+    assert meaning_of_text(text) == meaning_of_text(block(text)) == ("", "", [PARIS], "tool_calls")
 
 
 VALUES = [
@@ -170,12 +169,12 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_markup_in_values(value):
-    """A value holds anything, this very syntax too; one newline on each side is the form's."""
+    """A value may hold anything, even this syntax; one newline on each side belongs to the form."""
     expected = [("write_file", f'{{"path": "p", "content": {json.dumps(value, ensure_ascii=False)}}}')]
     for newline in ("\n", "\r\n", ""):
         if newline or not (value.endswith(("<", "</")) or value[:1] == "\n" or value[-1:] == "\n"):
             text = tags("write_file", ("path", "p"), ("content", value), newline=newline)
-            assert told(text) == ("", "", expected, "tool_calls")
+            assert meaning_of_text(text) == ("", "", expected, "tool_calls")
 
 
 KINDS = {
@@ -200,10 +199,10 @@ TYPED = [
 
 @pytest.mark.parametrize(("key", "value", "expected"), TYPED)
 def test_types(key, value, expected):
-    """The declared schema gives a value its type; `test_written` has the plain ones."""
+    """The declared schema gives a value its type; `test_text_calls` has the plain types."""
     body = {"tools": [function("typed", KINDS, **{"$defs": {"R": {"type": "integer"}}})]}
     for newline in ("\n", ""):
-        found = told(tags("typed", (key, value), newline=newline), body=body)
+        found = meaning_of_text(tags("typed", (key, value), newline=newline), body=body)
         assert found == ("", "", [("typed", f'{{"{key}": {expected}}}')], "tool_calls")
 
 
@@ -229,10 +228,10 @@ PLAIN = [
 
 @pytest.mark.parametrize("text", PLAIN, ids=repr)
 def test_text_like_a_call_stays_text(text):
-    """Text that only resembles a call stays, byte for byte, and a real call after it is read."""
-    assert told(text) == (text, "", [], "stop")
+    """Text that only resembles a call is unchanged, byte for byte, and a real call after it is parsed."""
+    assert meaning_of_text(text) == (text, "", [], "stop")
     inline = "Hello " if text[0] not in "`~" else "Hello\n"
-    assert told(inline + text + "\n") == (inline + text + "\n", "", [], "stop")
+    assert meaning_of_text(inline + text + "\n") == (inline + text + "\n", "", [], "stop")
 
 
 AFTER = [
@@ -247,16 +246,17 @@ AFTER = [
 
 @pytest.mark.parametrize("text", AFTER, ids=repr)
 def test_a_call_after_an_example(text):
-    """Fences end, inline code opens none."""
-    assert told(text + HN) == (text, "", [NOW], "tool_calls")
+    """A fence ends an example; inline code starts none."""
+    assert meaning_of_text(text + HN) == (text, "", [NOW], "tool_calls")
 
 
 @pytest.mark.parametrize("body", [{"tools": None}, {"tool_choice": "none"}], ids=["no tools", "none"])
 def test_without_tools(body):
-    """Without tools, or with none to be called, no byte of the text is touched; structured calls pass."""
+    """Without tools, or with tool_choice none, no byte of the text changes; structured calls are
+    forwarded."""
     for text in (H, tags("now"), "✿FUNCTION✿: now\n✿ARGS✿: {}", "<tool_call>", "\n\n" + H + "\n", " \n"):
-        assert told(text, body=body) == (text, "", [], "stop")
-    assert told("<think>a</think>b", body=body) == ("b", "a", [], "stop")
+        assert meaning_of_text(text, body=body) == (text, "", [], "stop")
+    assert meaning_of_text("<think>a</think>b", body=body) == ("b", "a", [], "stop")
     assert meaning(call(0, "x", NAME, A), *END, body=body)[2:] == ([PARIS], "tool_calls")
 
 
@@ -275,12 +275,12 @@ CUT = {
 @pytest.mark.parametrize(("text", "expected"), CUT.values(), ids=CUT.keys())
 def test_truncated_calls(text, expected):
     """A truncated call is left open, and the finish reason is length."""
-    assert told(text, "length") == ("", "", expected, "length")
+    assert meaning_of_text(text, "length") == ("", "", expected, "length")
 
 
 @pytest.mark.parametrize("colon", [": ", ":", "：", "： ", " ", " : "], ids=repr)
 def test_marker_words(colon):
-    """Marker words with any colon; comments behind the arguments and invented results belong to nobody."""
+    """Marker words have any colon; comments behind the arguments and invented results are dropped."""
     one = f"✿FUNCTION✿{colon}{NAME}\n✿ARGS✿{colon}{A}"
     for text in (
         one,
@@ -288,24 +288,36 @@ def test_marker_words(colon):
         one + " <!-- c -->\n✿RESULT✿",
         f"{one}\n✿RETURN✿{colon}It is\n✿FUNCTION✿: now\n✿ARGS✿: {{}}",
     ):
-        assert told(text) == ("", "", [PARIS], "tool_calls")
-    assert told(f"{one}\n✿ARGS✿{colon}{B}")[2] == [PARIS, ROME]
-    assert told(f"{one}\n✿FUNCTION✿{colon}now\n✿ARGS✿{colon}{{}}\n✿RESULT✿: x")[2] == [PARIS, NOW]
-    assert told(f"{one}\nSome words\n✿RESULT✿: sunny") == ("\nSome words\n", "", [PARIS], "tool_calls")
+        assert meaning_of_text(text) == ("", "", [PARIS], "tool_calls")
+    assert meaning_of_text(f"{one}\n✿ARGS✿{colon}{B}")[2] == [PARIS, ROME]
+    assert meaning_of_text(f"{one}\n✿FUNCTION✿{colon}now\n✿ARGS✿{colon}{{}}\n✿RESULT✿: x")[2] == [PARIS, NOW]
+    assert meaning_of_text(f"{one}\nSome words\n✿RESULT✿: sunny") == (
+        "\nSome words\n",
+        "",
+        [PARIS],
+        "tool_calls",
+    )
 
 
 def test_code_after_marker_words():
-    """Code in a fence is the value of the one string parameter, or raw where there is not just one."""
+    """Code in a fence is the value of the one string parameter, or raw if there is not exactly one."""
     text = "✿FUNCTION✿: {}\n✿ARGS✿:{}```py\nprint(1)\n\nx\n```\n✿RESULT✿: 1"
     for gap in (" ", "\n"):
-        assert told(text.format("run_code", gap))[2] == [("run_code", '{"code": "print(1)\\n\\nx"}')]
-        assert told(text.format(NAME, gap))[2] == [(NAME, "print(1)\n\nx")]
+        assert meaning_of_text(text.format("run_code", gap))[2] == [
+            ("run_code", '{"code": "print(1)\\n\\nx"}')
+        ]
+        assert meaning_of_text(text.format(NAME, gap))[2] == [(NAME, "print(1)\n\nx")]
 
 
 def test_react():
-    """ReAct is read for models that are said to speak it."""
+    """ReAct is parsed for models with that profile."""
     text = f"Thought: x\nAction: {NAME}\nAction Input: {A}\nObservation: y"
-    assert told(text, profile=ModelProfile(react=True)) == ("Thought: x\n", "", [PARIS], "tool_calls")
+    assert meaning_of_text(text, profile=ModelProfile(react=True)) == (
+        "Thought: x\n",
+        "",
+        [PARIS],
+        "tool_calls",
+    )
 
 
 INLINE = {
@@ -324,14 +336,14 @@ INLINE = {
 
 
 @pytest.mark.parametrize(("text", "shown", "hidden", "expected"), INLINE.values(), ids=INLINE.keys())
-def test_inline_thoughts(text, shown, hidden, expected):
-    """A thought in the text is reasoning; a call ends it under strict rules.  Implied openers need a
+def test_inline_reasoning(text, shown, hidden, expected):
+    """Reasoning in the text is reasoning; a call ends it under strict rules. Implied openers need a
     profile."""
     reason = "tool_calls" if expected else "stop"
-    assert told(text) == (shown, hidden, expected, reason)
+    assert meaning_of_text(text) == (shown, hidden, expected, reason)
     implied = ModelProfile(implied_think=True)
-    assert told(text, profile=implied) == (shown, hidden, expected, reason)
-    assert told(text.removeprefix("<think>"), profile=implied) == (shown, hidden, expected, reason)
+    assert meaning_of_text(text, profile=implied) == (shown, hidden, expected, reason)
+    assert meaning_of_text(text.removeprefix("<think>"), profile=implied) == (shown, hidden, expected, reason)
 
 
 SPLIT = {
@@ -351,16 +363,15 @@ SPLIT = {
     ("hidden", "text", "shown", "reasoned", "expected"), SPLIT.values(), ids=SPLIT.keys()
 )
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_structured_thoughts(hidden, text, shown, reasoned, expected, key):
-    """Reasoning under either name is one field; calls left in it are found, tags leaked from it are
-    dropped."""
+def test_structured_reasoning(hidden, text, shown, reasoned, expected, key):
+    """Reasoning under either name is one field; calls in it are parsed, and leaked tags are dropped."""
     result = (shown, reasoned, expected, "tool_calls" if expected else "stop")
     assert meaning(*thought(hidden, key=key), *said(text), *END) == result
     assert meaning(*said("\n"), *thought(hidden, key=key), *said(text), *END)[1:] == result[1:]
 
 
-def test_written_and_structured_calls_in_one_answer():
-    """They share one space of indices; blanks between them belong to nobody."""
+def test_text_and_structured_calls_in_one_response():
+    """They share one sequence of indices; blanks between them are dropped."""
     structured = call(0, "q", "now", "{}")
     assert meaning(*said("a\n", H, "\n"), structured, *said("\n"), *END) == (
         "a\n",
@@ -373,10 +384,10 @@ def test_written_and_structured_calls_in_one_answer():
 
 
 def test_custom_tools_in_text():
-    """A custom tool that is called in text gets bare input, whatever the spelling."""
+    """A custom tool that is called in text gets bare input, in any spelling."""
     body = {"tools": [{"type": "custom", "custom": {"name": "patch"}}, function("other", {"a": TEXT})]}
     for text in (
         block('{"name": "patch", "arguments": {"input": "a\\nb"}}'),
         tags("patch", ("input", "a\nb")),
     ):
-        assert told(text, body=body) == ("", "", [("patch", "a\nb")], "tool_calls")
+        assert meaning_of_text(text, body=body) == ("", "", [("patch", "a\nb")], "tool_calls")

@@ -1,6 +1,6 @@
-"""Calls that a model wrote as text: every spelling, every slip, and what must stay text.
+"""Calls that a model wrote as text: every spelling, every fault, and text that must stay text.
 
-Each case is played whole, one character at a time and three at a time, and must give the same.
+Each case is played whole, one character at a time and three at a time, with equal results.
 """
 
 import json
@@ -57,7 +57,7 @@ def pieces(text, size):
 
 
 def play(*parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=PROFILE, repairs=None):
-    """The folded answer to text (a string) and events, the text cut into pieces of `size`."""
+    """Return the folded response to text (a string) and events, the text cut into parts of `size`."""
     stage = tool_calls.build_pipeline(turn, profile, repairs)
     sent = []
     for part in parts:
@@ -76,7 +76,7 @@ def play(*parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=PROFI
 
 
 def same(*parts, **options):
-    """The answer, after a check that it is the same at any cut."""
+    """Return the response after checking that it is the same at any cut."""
     results = [play(*parts, size=size, **options) for size in (0, 1, 3)]
     assert results[0] == results[1] == results[2]
     return results[0]
@@ -152,7 +152,7 @@ HERMES = {
 
 @pytest.mark.parametrize(("text", "said", "calls"), HERMES.values(), ids=HERMES.keys())
 def test_hermes(text, said, calls):
-    """JSON blocks become calls; the text around them stays."""
+    """JSON blocks become calls; the text around them is unchanged."""
     assert same(text) == (said, calls, "tool_calls")
 
 
@@ -193,23 +193,23 @@ TEXT = {
 
 @pytest.mark.parametrize("text", TEXT.values(), ids=TEXT.keys())
 def test_text_like_a_call_stays_text(text):
-    """Text that only resembles a call is passed on, byte for byte."""
+    """Text that only resembles a call is forwarded, byte for byte."""
     assert same(text) == (text, [], "stop")
 
 
-def test_a_call_after_a_closed_fence_is_one():
-    """A fence ends; what follows it is no example."""
+def test_a_call_after_a_closed_fence_is_parsed():
+    """Text after the end of a fence is no example."""
     text = f"```\nexample\n```\n{H}"
     assert same(text) == ("```\nexample\n```\n", [GET], "tool_calls")
-    spoiled = f"``` `x`\n{H}"  # a backtick in the rest of the line: no fence
+    spoiled = f"``` `x`\n{H}"  # a backtick in the remainder of the line: no fence
     assert same(spoiled) == ("``` `x`\n", [GET], "tool_calls")
 
 
 @pytest.mark.parametrize(
     "turn", [Turn("i", 0, "m", []), Turn("i", 0, "m", [], tools=TOOLS, tool_choice="none")]
 )
-def test_without_tools_text_is_text(turn):
-    """Without tools, or with tool_choice none, every byte stays where it is."""
+def test_text_is_unchanged_without_tools(turn):
+    """Without tools, or with tool_choice none, every byte stays in its place."""
     for text in (*(case[0] for case in HERMES.values()), *TEXT.values()):
         assert same(text, turn=turn) == (text, [], "stop")
 
@@ -300,7 +300,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("key", "value", "expected"), VALUES)
 def test_values_get_their_declared_type(key, value, expected):
-    """The declared schema decides what a value is; a text that does not fit stays text."""
+    """The declared schema decides the type of a value; a text that does not fit stays text."""
     _, calls, reason = same(x("typed", (key, value)))
     assert calls == [("typed", f'{{"{key}": {expected}}}')]
     assert reason == "tool_calls"
@@ -327,8 +327,8 @@ LEGACY = {
 
 
 @pytest.mark.parametrize(("text", "said", "calls"), LEGACY.values(), ids=LEGACY.keys())
-def test_legacy(text, said, calls):
-    """Marker words become calls; what the model invents as their result is dropped."""
+def test_marker_words(text, said, calls):
+    """Marker words become calls; the result that the model invents is dropped."""
     assert same(text) == (said, calls, "tool_calls")
 
 
@@ -352,7 +352,7 @@ BARE = {
 
 @pytest.mark.parametrize("case", BARE.values(), ids=BARE.keys())
 def test_bare_json(case):
-    """With the profile, JSON that is the whole answer or fence is a call."""
+    """With the profile, JSON that is the whole response or fence is a call."""
     text, said, calls, *after = case
     profile = tool_calls.ModelProfile(bare_json=True)
     assert same(text, profile=profile) == (said + "".join(after), calls, "tool_calls")
@@ -371,13 +371,13 @@ def test_bare_json(case):
         '```json\n{"name": "get", "arguments": {}}\nx\n```',
     ],
 )
-def test_bare_json_that_is_text(text):
+def test_other_json_stays_text(text):
     """Other JSON, undeclared names and JSON within prose stay text."""
     assert same(text, profile=tool_calls.ModelProfile(bare_json=True)) == (text, [], "stop")
 
 
 def test_react():
-    """With the profile, an action with its input is a call, and the observation is invented."""
+    """With the profile, an action with its input is a call, and the invented observation is dropped."""
     text = 'Thought: hm\nAction: get\nAction Input: {"city": "Paris"}\nObservation: x\nThought: y'
     profile = tool_calls.ModelProfile(react=True)
     assert same(text, profile=profile) == ("Thought: hm\n", [GET], "tool_calls")
@@ -397,27 +397,27 @@ CUT = {
 
 
 @pytest.mark.parametrize(("text", "calls"), CUT.values(), ids=CUT.keys())
-def test_a_cut_call_is_never_closed(text, calls):
-    """A call that was cut short keeps what came of it, and the finish says so."""
+def test_a_truncated_call_is_not_closed(text, calls):
+    """A truncated call keeps its received part, and the finish reason is length."""
     assert same(text, finish="length") == ("", calls, "length")
 
 
-def test_a_hidden_cut_becomes_length():
-    """JSON that stops in the middle was cut, whatever the server says."""
+def test_truncated_json_has_reason_length():
+    """JSON that stops in the middle was truncated, whatever the server reports."""
     for text, calls in list(CUT.values())[:2]:
         assert same(text, finish="stop") == ("", calls, "length")
 
 
-def test_a_cut_within_the_closing_tag():
-    """Half a closing tag is nobody's text."""
+def test_a_truncated_closing_tag_is_dropped():
+    """A part of a closing tag is not text."""
     for size in range(1, 12):
         assert same(H[: -12 + size], finish="length")[:2] == ("", [GET])
     cut = x("get", PARIS)
     assert same(cut[:-4], finish="length")[:2] == ("", [GET])
 
 
-def test_a_failure_passes_on_what_was_held():
-    """A broken stream gives the text that was held back, and leaves the call open."""
+def test_held_text_precedes_a_failure():
+    """A failed stream sends the text that was held, and leaves the call open."""
     stage = tool_calls.build_pipeline(TURN)
     out = [*stage.feed(TextDelta("a <tool")), *stage.feed(StreamFailed(UpstreamError("x")))]
     assert [type(e).__name__ for e in out] == ["TextDelta", "TextDelta", "StreamFailed"]
@@ -438,8 +438,8 @@ THOUGHTS = {
 
 
 @pytest.mark.parametrize(("text", "thought", "said", "calls"), THOUGHTS.values(), ids=THOUGHTS.keys())
-def test_calls_and_inline_thoughts(text, thought, said, calls):
-    """A call ends a thought that forgot its closing tag, under strict rules; a late tag is nobody's."""
+def test_calls_and_inline_reasoning(text, thought, said, calls):
+    """A call ends reasoning without a closing tag, under strict rules; a late tag is dropped."""
     assert same(text) == (said, calls, "tool_calls" if calls else "stop")
     stage = tool_calls.build_pipeline(TURN)
     out = [e for piece in text for e in stage.feed(TextDelta(piece))] + list(
@@ -448,15 +448,15 @@ def test_calls_and_inline_thoughts(text, thought, said, calls):
     assert fold(out)[0]["thought"] == thought
 
 
-def test_calls_in_structured_thoughts():
-    """A call that a server left in the reasoning is found, and the reasoning goes on after it."""
+def test_calls_in_structured_reasoning():
+    """A call within the reasoning is parsed, and the reasoning continues after it."""
     result = same(ReasoningDelta("hm\n" + H + "\nyes"), TextDelta("ok"))
     assert result == ("ok", [GET], "tool_calls")
     assert same(ReasoningDelta("say " + H), TextDelta("ok")) == ("ok", [], "stop")
 
 
-def test_written_and_structured_calls_share_their_indices():
-    """Both kinds in one answer: dense indices, unique ids, blanks between them dropped."""
+def test_text_and_structured_calls_share_their_indices():
+    """Both kinds in one response have dense indices and unique ids; blanks between them are dropped."""
     structured = RawToolCallDelta(0, "call_a", "now", "{}")
     assert same(H + "\n", structured) == ("", [GET, ("now", "{}")], "tool_calls")
     assert same("\n\n", structured, "\n") == ("", [("now", "{}")], "tool_calls")
@@ -464,12 +464,12 @@ def test_written_and_structured_calls_share_their_indices():
 
 
 def texts(events):
-    """The text that the events carry, of whatever kind."""
+    """Return the text of the events, of any kind."""
     return "".join(getattr(event, "text", "") for event in events)
 
 
 def test_text_is_not_held_back():
-    """All but the beginning of a marker leaves at once; arguments flow as they come."""
+    """Everything except the start of a marker is sent at once; arguments are streamed."""
     stage = tool_calls.build_pipeline(TURN)
     (event,) = stage.feed(TextDelta("hello <"))
     assert event == TextDelta("hello ")
@@ -482,7 +482,7 @@ def test_text_is_not_held_back():
     assert texts(stage.feed(TextDelta("long text"))) == "long text"
 
 
-def test_a_nameless_block_is_let_go():
+def test_a_block_without_a_name_is_released():
     """Text that never becomes a call is held only up to a limit."""
     stage = tool_calls.build_pipeline(TURN)
     text = '<tool_call>{"x": "' + "y" * 70_000
@@ -490,7 +490,7 @@ def test_a_nameless_block_is_let_go():
 
 
 def test_cumulative_text():
-    """With the profile, text that repeats everything so far is passed on once."""
+    """With the profile, text that repeats all earlier text is forwarded once."""
     profile = tool_calls.ModelProfile(cumulative=True)
     assert play("He", "Hello", "Hello", "Hello you", profile=profile)[0] == "Hello you"
     assert play("He", "He")[0] == "HeHe"

@@ -1,5 +1,4 @@
-"""Anthropic's messages as chat messages: every kind of block, the system prompt, and prompts that stay the
-same."""
+"""Anthropic's messages as chat messages: every kind of block, the system prompt, and stable prefixes."""
 
 import json
 
@@ -132,8 +131,8 @@ USER = {
 
 
 @pytest.mark.parametrize(("message", "messages"), USER.values(), ids=USER)
-def test_user(message, messages):
-    """What a user message becomes; nothing of it is left out."""
+def test_user_messages(message, messages):
+    """Every block of a user message becomes part of a chat message."""
     turn = decode(messages=[message])
     assert turn.messages == messages
     assert turn.ignored == ()
@@ -157,8 +156,8 @@ NOTES = {
 
 
 @pytest.mark.parametrize(("message", "messages", "ignored"), NOTES.values(), ids=NOTES)
-def test_notes(message, messages, ignored):
-    """What no Qwen model reads leaves a note, and the client is told; it is never an error."""
+def test_blocks_without_a_counterpart(message, messages, ignored):
+    """A block that no Qwen model reads leaves a note, and the client is notified; it is never an error."""
     turn = decode(messages=[message])
     assert turn.messages == messages
     assert turn.ignored == (ignored,)
@@ -180,8 +179,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("block", "path"), REFUSED.values(), ids=REFUSED)
-def test_refused(block, path):
-    """What would change the question, or is no block, is a 400 with its path."""
+def test_rejects_an_unusable_block(block, path):
+    """A block that changes the request's meaning, or is invalid, is a 400 with its path."""
     with pytest.raises(RequestError) as caught:
         decode(messages=[user("x", block)])
     assert caught.value.param == f"messages[0].content[1].{path}"
@@ -224,8 +223,8 @@ ASSISTANT = {
 
 
 @pytest.mark.parametrize(("message", "expected"), ASSISTANT.values(), ids=ASSISTANT)
-def test_assistant(message, expected):
-    """What an answer in the history becomes: one message, thoughts beside its text, never in it."""
+def test_assistant_messages(message, expected):
+    """A response in the history becomes one message, with reasoning beside its text, never in it."""
     turn = decode(messages=[user("q"), message, user("go on")])
     assert turn.messages == [user("q"), expected, user("go on")]
     assert turn.ignored == ()
@@ -245,7 +244,7 @@ DROPPED = (
 
 @pytest.mark.parametrize("kind", DROPPED)
 def test_blocks_of_another_vendor(kind):
-    """What only Anthropic's models can use of an answer is left out and named."""
+    """Blocks of a response that only Anthropic's models can use are dropped and named."""
     turn = decode(messages=[user("q"), assistant("a", {"type": kind, "data": "x"}, "b"), user("c")])
     assert turn.messages[1] == said("ab")
     assert turn.ignored == (f"content.{kind}",)
@@ -259,15 +258,15 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize(("block", "key"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls(block, key):
-    """A call that is none is a 400 with its path."""
+def test_rejects_invalid_calls(block, key):
+    """An invalid call is a 400 with its path."""
     with pytest.raises(RequestError) as caught:
         decode(messages=[user("q"), assistant(block)])
     assert caught.value.param == f"messages[1].content[0].{key}"
 
 
 def test_prefill():
-    """An answer at the end is one to go on with, without the blanks that end it."""
+    """A response at the end is a prefill, without its trailing blanks."""
     turn = decode(messages=[user("q"), assistant("The answer is \n")])
     assert turn.messages[-1] == said("The answer is", partial=True)
     turn = decode(messages=[user("q"), assistant("x", use())])
@@ -292,7 +291,7 @@ SYSTEM = {
 
 @pytest.mark.parametrize(("system", "content"), SYSTEM.values(), ids=SYSTEM)
 def test_system(system, content):
-    """The system prompt is one message at the start, without what voids every cache."""
+    """The system prompt is one message at the start, without text that would invalidate every cache."""
     expected = [] if content is None else [{"role": "system", "content": content}]
     assert decode(system=system).messages == [*expected, {"role": "user", "content": "hi"}]
 
@@ -351,16 +350,16 @@ SYSTEM_MESSAGES = {
 
 @pytest.mark.parametrize(("messages", "expected"), SYSTEM_MESSAGES.values(), ids=SYSTEM_MESSAGES)
 def test_system_messages(messages, expected):
-    """A system message stays at its place as a reminder of the user's; in front it is part of the prompt."""
+    """A system message stays in its place as a reminder of the user's; at the start it is part of the
+    prompt."""
     turn = decode(system="be brief", messages=messages)
     if expected[0]["role"] != "system":
         expected = [{"role": "system", "content": "be brief"}, *expected]
     assert turn.messages == expected
 
 
-def test_prompts_begin_alike():
-    """Each request of a conversation begins with the messages of the one before, but for the markers that
-    move."""
+def test_each_request_starts_with_the_previous_one():
+    """The messages of a conversation's previous request are a prefix, except for the moving cache markers."""
     blocks = [
         user("do it", text("please")),
         {"role": "system", "content": "S"},
@@ -378,12 +377,12 @@ def test_prompts_begin_alike():
         last["content"][-1]["cache_control"] = EPHEMERAL
         billing = text(f"{BILLING} cch={count:08x};")
         turn = decode(system=[billing, text("P", cache_control=EPHEMERAL)], messages=history)
-        prompt = [unmarked(message) for message in turn.messages]
+        prompt = [without_markers(message) for message in turn.messages]
         assert prompt[: len(earlier)] == earlier
         assert "cch" not in json.dumps(prompt)
         earlier = prompt
 
 
-def unmarked(value):
-    """A message as its text, without cache markers."""
+def without_markers(value):
+    """Return a message as its text, without cache markers."""
     return json.dumps(value).replace(', "cache_control": {"type": "ephemeral"}', "")

@@ -1,5 +1,5 @@
-"""Anthropic's answers: the grammar of a stream, the whole answer as the fold of the same events, and why it
-ends."""
+"""Anthropic's responses: the grammar of a stream, the whole response as the fold of the same events, and stop
+reasons."""
 
 import json
 from dataclasses import replace
@@ -49,14 +49,15 @@ def turn(**change):
 
 
 def encode(events, **change):
-    """The bytes of a stream of these events."""
+    """Return the bytes of a stream of these events."""
     encoder = anthropic.Encoder(turn(**change))
     pieces = [piece for event in events for piece in encoder.feed(event)]
     return b"".join([*pieces, *encoder.close()])
 
 
 def play(*events, **change):
-    """The whole answer of the events, which the stream of them adds up to; both are right by every judge."""
+    """Return the whole response of the events, equal to the fold of their stream; every checker accepts
+    both."""
     raw = encode(events, stream=True, **change)
     judge_stream(raw)
     streamed = contract.check_stream(frames(raw))
@@ -141,7 +142,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize(("events", "content"), CONTENTS.values(), ids=CONTENTS)
 def test_content(events, content):
-    """Blocks in the order of events, none of them empty, streamed and whole alike."""
+    """Blocks are in the order of events, none of them empty, streamed and whole alike."""
     ends = (
         []
         if any(isinstance(event, ChoiceFinished) and not event.choice for event in events)
@@ -164,7 +165,7 @@ STOPS = {
 
 @pytest.mark.parametrize(("finish", "reason", "sequence"), STOPS.values(), ids=STOPS)
 def test_stop_reason(finish, reason, sequence):
-    """Why an answer ends, in Anthropic's words, and the stop sequence only where it is one of the
+    """A finish reason becomes Anthropic's stop reason, with the stop sequence only if it is one of the
     client's."""
     body = play(TextDelta("a"), finish, USAGE, stop_sequences=["END", "\n"])
     assert (body["stop_reason"], body["stop_sequence"]) == (reason, sequence)
@@ -172,7 +173,7 @@ def test_stop_reason(finish, reason, sequence):
 
 
 def test_refusal():
-    """A refusal's text is the answer, and its end is a refusal."""
+    """A refusal's text is the response, and its stop reason is refusal."""
     body = play(RefusalDelta("I can"), RefusalDelta("not."), ChoiceFinished("stop"), USAGE)
     assert body["content"] == [text("I cannot.")]
     assert body["stop_reason"] == "refusal"
@@ -180,8 +181,7 @@ def test_refusal():
 
 
 def test_omitted_thinking():
-    """With `display: omitted` the block is empty, and its signature brings the reasoning back in the
-    history."""
+    """With `display: omitted` the block is empty, and its signature returns the reasoning in the history."""
     body = play(
         ReasoningDelta("secret"), TextDelta("b"), ChoiceFinished("stop"), USAGE,
         thinking={"type": "adaptive", "display": "omitted"},
@@ -193,8 +193,8 @@ def test_omitted_thinking():
     assert history[1] == {"role": "assistant", "content": "b", "reasoning_content": "secret"}
 
 
-def test_a_call_cut_by_length():
-    """Arguments that were cut short are an empty object in a whole answer, and the pieces in a stream."""
+def test_a_call_truncated_by_length():
+    """Truncated arguments are an empty object in a whole response, and their deltas in a stream."""
     events = [*calls('{"a": "x'), ChoiceFinished("length"), USAGE]
     body = anthropic.response(turn(), events)
     assert body["content"] == [call("call_1", "get")]
@@ -202,8 +202,8 @@ def test_a_call_cut_by_length():
     assert rb'"partial_json":"{\"a\": \"x"' in encode(events)
 
 
-def test_broken_arguments():
-    """Arguments that are no JSON are text, under a key of their own."""
+def test_invalid_arguments():
+    """Arguments that are not JSON are text, under a key of their own."""
     body = anthropic.response(turn(), [*calls("{oops"), ChoiceFinished("tool_calls"), USAGE])
     assert body["content"] == [call("call_1", "get", arguments="{oops")]
 
@@ -212,7 +212,7 @@ CACHED = Usage(100, 7, 107, {"cached_tokens": 60, "cache_creation_input_tokens":
 
 
 def test_usage():
-    """What came from the cache or went into it is no input; thoughts are a part of the output."""
+    """Cached tokens are not counted as input; reasoning is a part of the output."""
     assert play(TextDelta("a"), ChoiceFinished("stop"), CACHED)["usage"] == {
         "input_tokens": 10,
         "cache_creation_input_tokens": 30,
@@ -222,8 +222,8 @@ def test_usage():
     }
 
 
-def test_usage_that_nobody_reported():
-    """It is an estimate, of the prompt at the start and of all that was sent at the end."""
+def test_unreported_usage_is_estimated():
+    """The estimate has the prompt at the start and all sent deltas at the end."""
     body = play(ReasoningDelta("abcd"), TextDelta("efgh"), ChoiceFinished("stop"))
     assert body["usage"] == {**COUNTS, "input_tokens": 3, "output_tokens": 2}
     zeros = play(ReasoningDelta("abcd"), TextDelta("efgh"), ChoiceFinished("stop"), Usage())
@@ -235,7 +235,7 @@ def test_usage_that_nobody_reported():
 
 
 def test_the_first_events():
-    """A stream begins with one message_start and a ping, whatever its first event is."""
+    """A stream starts with one message_start and a ping, whatever its first event is."""
     for first in (USAGE, TextDelta(""), TextDelta("a"), StreamDone(), ChoiceFinished("stop")):
         names = [name for name, _ in frames(encode([first, TextDelta("b"), ChoiceFinished("stop")]))]
         assert names[:2] == ["message_start", "ping"]
@@ -244,7 +244,7 @@ def test_the_first_events():
 
 
 def test_failure():
-    """A failed answer is an error event with the request's id, and nothing follows; a whole one raises."""
+    """A failed response is an error event with the request's id, and nothing follows; a whole one raises."""
     error = UpstreamError("gone", status=503)
     cases: list[list[Event]] = [[TextDelta("a"), StreamFailed(error)], [StreamFailed(error)]]
     for events in cases:
@@ -263,7 +263,7 @@ def test_failure():
 
 
 def test_tool_reports():
-    """Tools of this server are comments, and a report for whoever asks."""
+    """Tools of this server are comments, and a report on request."""
     events: list[Event] = [
         ServerToolCall("c", "clock", "{}"),
         ServerToolResult("c", "clock", "noon", True, 0.5),
@@ -282,8 +282,8 @@ def test_tool_reports():
     assert b'"qproxy"' not in encode(events)
 
 
-def test_half_of_a_character():
-    """Half of a surrogate pair has no UTF-8: it is escaped."""
+def test_a_lone_surrogate_is_escaped():
+    """A lone surrogate has no UTF-8 form: it is escaped."""
     assert rb'"text":"\ud83c"' in encode([TextDelta("\ud83c"), ChoiceFinished("stop")])
 
 
@@ -301,8 +301,8 @@ PIECES = st.lists(
 
 @given(PIECES, st.sampled_from(["stop", "length", "content_filter"]))
 @examples(150)
-def test_any_order(pieces, reason):
-    """Whatever order events come in, the stream keeps the grammar and adds up to the whole answer."""
+def test_events_in_any_order(pieces, reason):
+    """A stream of events in any order keeps the grammar and adds up to the whole response."""
     events, count = [], 0
     for piece in pieces:
         if piece == "call":

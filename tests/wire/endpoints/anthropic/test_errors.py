@@ -1,4 +1,4 @@
-"""Errors, models and rate limits in Anthropic's shape, and the words that Claude Code acts on."""
+"""Errors, models and rate limits in Anthropic's shape, with the phrases on which Claude Code acts."""
 
 import re
 
@@ -37,8 +37,8 @@ STATUSES = {
 
 
 @pytest.mark.parametrize(("error", "status", "kind"), STATUSES.values(), ids=STATUSES)
-def test_statuses(error, status, kind):
-    """Each error has a status and a type that the SDKs know."""
+def test_types_and_statuses(error, status, kind):
+    """Each error has a status and a type that the SDKs declare."""
     body = ANTHROPIC.error_body(error, "req_1")
     assert ANTHROPIC.error_status(error) == status
     assert body == {"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "req_1"}
@@ -46,15 +46,15 @@ def test_statuses(error, status, kind):
 
 
 def test_too_large():
-    """A request that is too large has a type that Claude Code compacts at, though the SDK does not declare
-    it."""
+    """A request that is too large has the type at which Claude Code compacts, although the SDK does not
+    declare it."""
     error = RequestError("m", status=413, code="request_too_large")
     assert ANTHROPIC.error_body(error, "")["error"]["type"] == "request_too_large"
     assert ANTHROPIC.error_body(error, "")["request_id"] is None
 
 
 def test_unknown_model():
-    """The error for a model that is none begins as Anthropic's, and names the setting that maps names."""
+    """The error for an unknown model starts as Anthropic's does, and names the setting that maps names."""
     error = RequestError("The model 'x' does not exist.", status=404, code="model_not_found")
     message = ANTHROPIC.error_body(error, "")["error"]["message"]
     assert message.startswith("model: The model 'x' does not exist. ")
@@ -75,7 +75,7 @@ OVERFLOWS = {
 
 @pytest.mark.parametrize(("numbers", "words", "expected"), OVERFLOWS.values(), ids=OVERFLOWS)
 def test_context_overflow(numbers, words, expected):
-    """A context that is too small is said in the words that clients act on, with the upstream's behind."""
+    """An overflow has the phrase on which clients act, followed by the upstream's message."""
     error = UpstreamError("Range of input length", status=400, code="context_length_exceeded")
     error.overflow = numbers
     message = ANTHROPIC.error_body(error, "")["error"]["message"]
@@ -86,7 +86,7 @@ def test_context_overflow(numbers, words, expected):
 
 
 def test_rate_limits():
-    """What a key has left is in Anthropic's headers, the reset as a time."""
+    """The remainders of a key are in Anthropic's headers, the reset as a time."""
     limits = [RateLimitStatus("requests", 60, 59, 1.0), RateLimitStatus("tokens", 1000, 0, 59.5)]
     assert ANTHROPIC.rate_limit_headers(limits, 1755780000.0) == {
         "anthropic-ratelimit-requests-limit": "60",
@@ -108,7 +108,7 @@ MODELS = [
 
 
 def test_models():
-    """Every model once, judged by the SDK's types; an alias is shown with what serves it."""
+    """Every model is listed once, valid by the SDK's types; an alias is shown with its model."""
     page = ANTHROPIC.model_list(MODELS, {})
     assert [judge(ModelInfo, item).id for item in page["data"]] == ["a", "b", "c"]
     assert [item["display_name"] for item in page["data"]] == ["a", "b", "c (a)"]
@@ -143,15 +143,15 @@ PAGES = {
 
 @pytest.mark.parametrize(("query", "ids", "more"), PAGES.values(), ids=PAGES)
 def test_pages(query, ids, more):
-    """A page of the list by its limit and cursor."""
+    """A page of the list has its limit and cursor."""
     page = ANTHROPIC.model_list(MODELS, query)
     assert [item["id"] for item in page["data"]] == ids
     assert page["has_more"] is more
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "x", "-1", "", "9" * 5000, "²"])
-def test_bad_limit(limit):
-    """A limit that is none is a 400."""
+def test_rejects_an_invalid_limit(limit):
+    """An invalid limit is a 400."""
     with pytest.raises(RequestError) as caught:
         ANTHROPIC.model_list(MODELS, {"limit": limit})
     assert caught.value.param == "limit"

@@ -1,4 +1,4 @@
-"""Recorded answers of Qwen's servers as Anthropic's clients get them: the same at any cut, streamed and
+"""Recorded responses of Qwen's servers as Anthropic's clients receive them: equal at any cut, streamed and
 whole."""
 
 import random
@@ -23,7 +23,7 @@ def turn():
 
 
 def streamed(pieces):
-    """What the pieces of an upstream's bytes are in the end."""
+    """Return the outcome of an upstream's bytes in these parts."""
     encoder = anthropic.Encoder(turn())
     out = [part for event in pipeline.events(pieces, turn()) for part in encoder.feed(event)]
     raw = b"".join([*out, *encoder.close()])
@@ -33,8 +33,8 @@ def streamed(pieces):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recorded(path):
-    """A stream is one and the same whole, byte by byte and at seeded cuts, and the fold of its events is its
-    message."""
+    """A stream gives the same result whole, byte by byte and at seeded cuts, and the fold of its events is
+    its message."""
     raw = path.read_bytes()
     first = streamed([raw])
     assert first.violations == []
@@ -57,7 +57,7 @@ def test_recorded(path):
 
 @pytest.mark.parametrize("field", ["stop_reason", "matched_stop"])
 def test_stop_sequence(field):
-    """The stop sequence that vLLM or SGLang names reaches the client, and one that is a number does not."""
+    """The stop sequence that vLLM or SGLang names reaches the client, unless it is a number."""
     for named, reason in (("END", "stop_sequence"), (151645, "end_turn"), ("<|im_end|>", "end_turn")):
         chunk = pipeline.chunk({"content": "x"})
         last = pipeline.chunk({}, "stop")

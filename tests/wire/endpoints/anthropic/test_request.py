@@ -1,5 +1,4 @@
-"""The fields of a request to `/v1/messages`: what passes, under which name, what is left out, and what is
-refused."""
+"""The fields of a request to `/v1/messages`: forwarded, renamed, dropped or rejected."""
 
 import pytest
 
@@ -14,7 +13,7 @@ ASKED = {"model": "qwen3-max", "max_tokens": 100, "messages": MESSAGES}
 
 
 def decode(**change):
-    """The turn of a request with these fields; None takes one away."""
+    """Return the turn of a request with these fields; None removes one."""
     body = {name: value for name, value in {**ASKED, **change}.items() if value is not None}
     return anthropic.decode(body, id="msg_1", created=1, **DECODE_LIMITS)
 
@@ -47,7 +46,7 @@ PARAMS = {
 
 @pytest.mark.parametrize(("change", "params"), PARAMS.values(), ids=PARAMS)
 def test_params(change, params):
-    """Parameters by chat's names, with their values untouched."""
+    """Parameters get chat's names, with their values unchanged."""
     turn = decode(**change)
     assert turn.params == {"max_tokens": 100, **params}
     assert turn.ignored == ()
@@ -59,8 +58,8 @@ IGNORED = ("metadata", "context_management", "container", "diagnostics", "infere
            "betas", "thread", "fallbacks", "cache_control", "a_field_of_tomorrow")  # fmt: skip
 
 
-def test_ignored():
-    """What means nothing to Qwen is left out and named, in the client's order; none of it is an error."""
+def test_ignored_fields():
+    """Fields without a counterpart at Qwen are dropped and named, in the client's order, without an error."""
     turn = decode(**{name: {"x": 1} for name in IGNORED}, mcp_servers=[])
     assert turn.params == {"max_tokens": 100}
     assert turn.ignored == IGNORED
@@ -112,8 +111,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "path"), REFUSED.values(), ids=REFUSED)
-def test_refused(change, path):
-    """A slip is a 400 that names the path of the value."""
+def test_rejects_invalid_fields(change, path):
+    """A mistake is a 400 that names the path of the value."""
     with pytest.raises(RequestError) as caught:
         decode(**change) if isinstance(change, dict) else anthropic.decode(
             change, id="x", created=1, **DECODE_LIMITS
@@ -148,7 +147,7 @@ def test_sessions(user, session):
 
 
 def test_count():
-    """What is to be counted needs no max_tokens, and may have every other field."""
+    """A request for a token count needs no max_tokens, and may have every other field."""
     turn = anthropic.decode_count(
         {"model": "m", "messages": MESSAGES, "stream": True, "x": 1}, **DECODE_LIMITS
     )
@@ -158,7 +157,7 @@ def test_count():
 
 
 def test_prompt_size():
-    """The size covers thoughts, calls, results, pictures and tools, whether their text is known or not."""
+    """The size covers reasoning, calls, results, images and tools, whether their text is known or not."""
     picture = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}
     history = [
         {"role": "user", "content": [{"type": "text", "text": "a" * 400}, picture]},

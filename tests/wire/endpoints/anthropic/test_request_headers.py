@@ -1,4 +1,4 @@
-"""What the headers of a request to `/v1/messages` add to its turn."""
+"""Headers of a request to `/v1/messages` that change its turn."""
 
 import pytest
 
@@ -24,6 +24,6 @@ HEADERS = {
 
 @pytest.mark.parametrize(("headers", "body", "session", "params"), HEADERS.values(), ids=HEADERS)
 def test_headers(headers, body, session, params):
-    """The session and the betas that a Qwen server can act on; what is in the body takes precedence."""
+    """The session and the betas that a Qwen server supports are applied; the body takes precedence."""
     turn = apply_headers(decode(max_tokens=9, **body), headers.get)
     assert (turn.session, turn.params) == (session, {"max_tokens": 9, **params})

@@ -1,4 +1,4 @@
-"""How much to think, in Qwen's words; signatures; ids of calls."""
+"""Thinking budgets as Qwen's parameters; signatures; ids of calls."""
 
 import base64
 
@@ -34,21 +34,21 @@ THINKING = {
 
 @pytest.mark.parametrize(("change", "params"), THINKING.values(), ids=THINKING)
 def test_thinking(change, params):
-    """Each form of `thinking` and `effort` as the parameters that say the same."""
+    """Each form of `thinking` and `effort` becomes the equivalent parameters."""
     turn = decode(**{"max_tokens": 4096, **change})
     assert {name: value for name, value in turn.params.items() if name != "max_tokens"} == params
     assert turn.ignored == ()
 
 
-def test_thinking_of_tomorrow():
-    """An unknown form of thinking is left out and named."""
+def test_an_unknown_form_of_thinking():
+    """An unknown form of thinking is dropped and named."""
     turn = decode(thinking={"type": "telepathic"})
     assert turn.params == {"max_tokens": 100}
     assert turn.ignored == ("thinking",)
 
 
 def test_signatures():
-    """A signature is never empty, has no secret, and is the same for the same reasoning in any pieces."""
+    """A signature is never empty, has no secret, and is the same for the same reasoning at any cut."""
     for omits_text in (False, True):
         whole = signatures.sign("abc", omits_text=omits_text)
         pieces = signatures.ReasoningSignature(omits_text=omits_text)
@@ -61,8 +61,8 @@ def test_signatures():
 
 
 @pytest.mark.parametrize("text", ["gAAAAB/+==", "a" * 100_000])
-def test_sealed_reasoning(text):
-    """A ciphertext travels as a signature and comes back unchanged; other signatures carry none."""
+def test_encrypted_reasoning(text):
+    """A ciphertext is sent as a signature and returns unchanged; other signatures contain none."""
     assert signatures.ciphertext(signatures.seal(text)) == text
     for other in (
         "",
@@ -76,7 +76,7 @@ def test_sealed_reasoning(text):
 
 @pytest.mark.parametrize("text", ["", "Let me see.", "思考 🌊", "\ud83c", "a" * 100_000])
 def test_omitted_reasoning(text):
-    """Reasoning that a client does not want to see travels in the signature; other signatures carry none."""
+    """With `display: omitted` reasoning is sent in the signature; other signatures contain none."""
     assert signatures.reasoning(signatures.sign(text, omits_text=True)) == text
     for other in (
         "",
@@ -89,7 +89,7 @@ def test_omitted_reasoning(text):
 
 
 def test_effort_of_a_turn():
-    """A system message after the last user message sets the effort of that turn alone."""
+    """A system message after the last user message sets the effort of that turn only."""
     low = {"role": "system", "content": "x", "output_config": {"effort": "low"}}
     user = {"role": "user", "content": "q"}
     adaptive = {"thinking": {"type": "adaptive"}, **HIGH}
@@ -106,7 +106,7 @@ IDS = ["call_1", "toolu_01", "functions.get_weather:0", "a b", "é", "toolu_b64_
 
 @pytest.mark.parametrize("id", IDS)
 def test_tool_ids(id):
-    """Clients get ids of the characters that they take, and the upstream gets its own back."""
+    """Clients get ids of allowed characters, and the upstream gets its own back."""
     shown = tool_ids.client_id(id)
     assert len(shown) <= 64
     assert shown.replace("_", "").replace("-", "").isalnum()
@@ -115,8 +115,8 @@ def test_tool_ids(id):
 
 
 def test_long_and_foreign_tool_ids():
-    """An id that is too long becomes a digest, the same each time; what only looks like ours stays as it
-    is."""
+    """An id that is too long becomes a digest, the same each time; one that only resembles qproxy's stays
+    unchanged."""
     assert tool_ids.client_id("x" * 65) == tool_ids.client_id("x" * 65) != tool_ids.client_id("y" * 65)
     assert tool_ids.client_id("x" * 65).startswith("toolu_")
     for id in ("toolu_b64_", "toolu_b64_!", "toolu_b64_gA", "toolu_01"):

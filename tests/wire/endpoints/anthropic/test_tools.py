@@ -1,4 +1,4 @@
-"""Anthropic's tools and tool choices in the neutral shape, and names that Qwen would not take."""
+"""Anthropic's tools and tool choices in the neutral shape, and names that Qwen rejects."""
 
 import pytest
 
@@ -41,7 +41,7 @@ TOOLS = {
 
 @pytest.mark.parametrize(("tools", "expected"), TOOLS.values(), ids=TOOLS)
 def test_tools(tools, expected):
-    """Each tool as a function; its schema is the client's own object."""
+    """Each tool becomes a function with the client's own schema object."""
     turn = decode(tools=tools)
     assert turn.tools == expected
     assert turn.tools[0]["function"]["parameters"] is tools[0]["input_schema"]
@@ -63,7 +63,7 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tools_of_another_vendor(kind):
-    """A tool that is not run here is left out and named; a choice that names it is left out too."""
+    """A tool that is not available here is dropped and named; a choice that names it is dropped, too."""
     turn = decode(tools=[{"type": kind, "name": "x"}, tool()], tool_choice={"type": "tool", "name": "x"})
     assert turn.tools == [function()]
     assert turn.tool_choice is None
@@ -85,7 +85,7 @@ def test_tools_defined_in_messages():
 
 
 def test_web_search():
-    """Anthropic's search becomes Qwen's, and is forced where the choice names it."""
+    """Anthropic's search becomes Qwen's, and is forced if the choice names it."""
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
     turn = decode(tools=[search, tool()])
     assert turn.tools == [function()]
@@ -96,7 +96,7 @@ def test_web_search():
 
 
 def test_tools_of_this_server():
-    """Tools of this server are asked for as on chat."""
+    """Tools of this server are requested as in chat."""
     turn = decode(tools=[{"type": "qproxy", "name": "clock"}, {"type": "mcp", "server_label": "docs"}])
     assert [request.path for request in turn.server_tools] == ["tools[0]", "tools[1]"]
     assert turn.tools == []
@@ -118,14 +118,14 @@ CHOICES = {
 
 @pytest.mark.parametrize(("choice", "expected", "params"), CHOICES.values(), ids=CHOICES)
 def test_tool_choice(choice, expected, params):
-    """Each choice in chat's words."""
+    """Each choice becomes chat's."""
     turn = decode(tools=[tool()], tool_choice=choice)
     assert turn.tool_choice == expected
     assert turn.params == {"max_tokens": 100, **params}
 
 
 def test_eager_input():
-    """A tool whose input is wanted as it comes has DashScope stream it."""
+    """A tool with eager input makes DashScope stream it."""
     assert decode(tools=[tool(eager_input_streaming=True)]).params["tool_stream"] is True
 
 
@@ -148,15 +148,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "path"), REFUSED.values(), ids=REFUSED)
-def test_refused(change, path):
-    """A slip is a 400 with the path of the value."""
+def test_rejects_invalid_tools(change, path):
+    """A mistake is a 400 with the path of the value."""
     with pytest.raises(RequestError) as caught:
         decode(**change)
     assert (caught.value.status, caught.value.param) == (400, path)
 
 
 def test_long_names():
-    """A name of 128 characters is shortened for Qwen, in the history too, and comes back whole."""
+    """A name of 128 characters is shortened for Qwen, even in the history, and restored in the response."""
     name = "mcp__" + "x" * 123
     turn = decode(
         tools=[tool(name)],

@@ -1,4 +1,4 @@
-"""The Responses API's answers: events as a stream and as a whole, held against the SDK's types."""
+"""The Responses API's responses: events streamed and whole, validated by the SDK's types."""
 
 import json
 from dataclasses import replace
@@ -57,22 +57,22 @@ def encode(turn, *events):
     return b"".join([*pieces, *encoder.close()]).decode(), encoder.response
 
 
-def read(text, *, judged=True):
-    """The happenings of a stream, each judged; numbered without a gap, named as their type says."""
+def read(text, *, validated=True):
+    """Return the events of a stream, each validated, numbered without a gap, and named by its type."""
     found = []
     for number, frame in enumerate(text.removesuffix("\n\n").split("\n\n")):
         name, _, data = frame.partition("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
         assert event["sequence_number"] == number
-        if judged:
+        if validated:
             judge(ResponseStreamEvent, event)
         found.append(event)
     return found
 
 
 def short(events):
-    """The types of the events between the first two and the last, without the common beginning."""
+    """Return the types of the events between the first two and the last, without the common prefix."""
     return [event["type"].removeprefix("response.") for event in events[2:-1]]
 
 
@@ -153,8 +153,9 @@ STORIES: dict[str, tuple[list[Event], list[str], str]] = {
 
 
 @pytest.mark.parametrize(("events", "kinds", "status"), STORIES.values(), ids=STORIES)
-def test_stories(events, kinds, status):
-    """Each story has OpenAI's events in OpenAI's order, and whole it is what its stream came to."""
+def test_event_sequences(events, kinds, status):
+    """Each sequence has OpenAI's events in OpenAI's order, and the whole response equals the stream's
+    last."""
     asked = turn(tools=[{"type": "function", "name": "f"}, {"type": "custom", "name": "sql"}])
     text, response = encode(asked, *events, StreamDone())
     happened = read(text)
@@ -169,8 +170,8 @@ def test_stories(events, kinds, status):
     assert done == response["output"]
 
 
-def test_why_a_response_is_incomplete():
-    """The item that was cut and the response say so, and the response says why."""
+def test_an_incomplete_response_has_its_reason():
+    """The truncated item and the response are incomplete, and the response has the reason."""
     response = responses.response(turn(), [TextDelta("a"), ChoiceFinished("length"), Usage(1, 2, 3)])
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
     assert response["output"][-1]["status"] == "incomplete"
@@ -180,7 +181,7 @@ def test_why_a_response_is_incomplete():
 
 
 def test_usage():
-    """Usage has the Responses API's names."""
+    """Usage has the Responses API's field names."""
     counts = Usage(10, 5, 15, {"cached_tokens": 4, "text_tokens": 3}, {"reasoning_tokens": 2})
     assert responses.response(turn(), [counts, ChoiceFinished("stop")])["usage"] == {
         "input_tokens": 10,
@@ -191,8 +192,8 @@ def test_usage():
     }
 
 
-def test_usage_that_no_upstream_reported():
-    """It is an estimate of the prompt and of what the model wrote, in any kind of item."""
+def test_unreported_usage_is_estimated():
+    """The estimate covers the prompt and the model's output, in any kind of item."""
     estimated = replace(turn(), token_estimate=TokenEstimate(20))
     events: list[Event] = [
         ReasoningDelta("abcd"),
@@ -206,7 +207,7 @@ def test_usage_that_no_upstream_reported():
 
 
 def test_the_response_repeats_the_request():
-    """Every field that the request set stands in the response."""
+    """Every field that the request set is in the response."""
     said = {
         "instructions": "be brief", "max_output_tokens": 9, "metadata": {"a": "b"}, "temperature": 0.5,
         "top_p": 0.9,
@@ -223,8 +224,8 @@ def test_the_response_repeats_the_request():
     assert {key: response[key] for key in said} == said
 
 
-def test_log_probabilities_only_when_asked():
-    """Log probabilities stand in the deltas and in the text, where the client wants them."""
+def test_log_probabilities_only_on_request():
+    """Log probabilities are in the deltas and in the text, if the client requests them."""
     text, response = encode(turn(top_logprobs=1), TextDelta("a", logprobs=LOGPROBS), ChoiceFinished("stop"))
     events = {event["type"]: event for event in read(text)}
     chance = events["response.output_text.delta"]["logprobs"][0]
@@ -236,8 +237,8 @@ def test_log_probabilities_only_when_asked():
     assert 'logprob"' not in text
 
 
-def test_sealed_thoughts_come_back():
-    """A thought is sealed for who asks, and its item alone brings it back."""
+def test_encrypted_reasoning_returns():
+    """Reasoning is encrypted on request, and its item alone restores it."""
     response = responses.response(
         turn(include=["reasoning.encrypted_content"]),
         [ReasoningDelta("hm"), TextDelta("a"), ChoiceFinished("stop")],
@@ -260,8 +261,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("error", "code", "ours"), FAILURES.values(), ids=FAILURES)
-def test_a_failure(error, code, ours):
-    """A response that breaks off says so, with what there was, and then an error makes the clients raise."""
+def test_a_failed_response(error, code, ours):
+    """A failed response has its partial output and a failed status, and then an error makes the clients
+    raise."""
     text, response = encode(
         turn(),
         TextDelta("a"),
@@ -281,8 +283,8 @@ def test_a_failure(error, code, ours):
         responses.response(turn(), [TextDelta("a"), StreamFailed(error)])
 
 
-def test_a_failure_before_anything():
-    """Even a stream that fails first begins with response.created."""
+def test_a_failure_before_any_output():
+    """Even a stream that fails first starts with response.created."""
     encoder = responses.Encoder(turn())
     events = read(encoder.error_event(UpstreamError("late")).decode())
     assert [event["type"] for event in events] == [
@@ -296,7 +298,8 @@ WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
 
 @st.composite
 def answers(draw):
-    """Any answer that keeps the contract of `qproxy.wire`: calls in pieces, mixed with text and thoughts."""
+    """Draw any response that keeps the contract of `qproxy.wire`: calls in parts, mixed with text and
+    reasoning."""
     events: list[Event] = []
     left: dict[int, list[str]] = {}
     calls = 0
@@ -317,10 +320,10 @@ def answers(draw):
 
 
 @given(answers())
-def test_any_answer(events):
-    """One item is open at a time; what is done is what its deltas said; no call, text or thought is lost."""
+def test_any_response(events):
+    """One item is open at a time; a done item equals its deltas; no call, text or reasoning is lost."""
     text, response = encode(turn(), *events)
-    happened = read(text, judged=False)
+    happened = read(text, validated=False)
     opened: list = []
     said = ""
     for event in happened[2:-1]:

@@ -99,19 +99,19 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize(("value", "messages"), CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_items_become_messages(value, messages):
-    """Each kind of item has its place in chat's messages."""
+    """Each kind of item becomes a chat message in its place."""
     assert decode(input=value).messages == messages
 
 
-def test_what_an_agent_replays_is_left_out_and_named():
-    """Items of kinds that mean nothing to Qwen are no error."""
+def test_replayed_items_without_a_counterpart_are_named():
+    """Items of kinds without a counterpart at Qwen are dropped without an error."""
     turn = decode(input=[{"type": "web_search_call", "id": "ws_1"}, USER, {"type": "local_shell_call"}])
     assert turn.messages == [CHAT_USER]
     assert turn.ignored == ("input[0]", "input[2]")
 
 
 def test_instructions_come_first_and_are_not_stored():
-    """Instructions are a system message before what the conversation has, and no item of it."""
+    """Instructions are a system message before the conversation, and no item of it."""
     before = [
         {"type": "message", "id": "msg_0", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
     ]
@@ -126,8 +126,8 @@ def test_instructions_come_first_and_are_not_stored():
     assert len(responses.request_of(turn).items) == 1
 
 
-def test_references_lead_to_stored_items():
-    """A reference becomes what it refers to; one to an item of the same conversation is not said twice."""
+def test_references_to_stored_items():
+    """A reference becomes its item; one to an item of the same conversation is not repeated."""
     body = {"input": [{"id": "msg_1"}, {"type": "item_reference", "id": "fc_2"}, USER]}
     assert responses.referenced_ids(body | {"previous_response_id": "resp_1"}) == (
         "resp_1",
@@ -147,20 +147,20 @@ def test_references_lead_to_stored_items():
 
 
 @pytest.mark.parametrize("body", [[], {"input": 1}, {"input": [1, {"id": 1}], "previous_response_id": 2}])
-def test_references_of_a_wrong_body(body):
-    """What decode will refuse refers to nothing."""
+def test_references_of_an_invalid_body(body):
+    """A body that decode rejects has no references."""
     assert responses.referenced_ids(body) == (None, [])
 
 
 def test_a_missing_item_is_a_404():
-    """A reference to an item that is not stored is answered as OpenAI does."""
+    """A reference to an item that is not stored is rejected as OpenAI does."""
     with pytest.raises(RequestError, match="Items are not persisted") as caught:
         decode(input=[{"type": "item_reference", "id": "rs_1"}])
     assert (caught.value.status, caught.value.param, caught.value.code) == (404, "input", None)
 
 
-def test_ids_lead_back_to_the_response():
-    """Items that come without an id get one from which the response can be told; those with one keep it."""
+def test_item_ids_contain_the_response():
+    """Items without an id get one from which the response can be derived; those with one keep it."""
     own = responses.request_of(decode(input=[USER, {**CALL, "id": "fc_mine"}, OUTPUT])).items
     assert [responses.response_of(item["id"]) for item in own] == [ID, None, ID]
     assert responses.response_of("msg_0123") is None
@@ -192,15 +192,15 @@ PARAMS = {
 
 
 @pytest.mark.parametrize(("fields", "params"), PARAMS.values(), ids=PARAMS)
-def test_fields_become_chats_parameters(fields, params):
-    """Each field has chat's name and shape below."""
+def test_fields_become_chat_parameters(fields, params):
+    """Each field has chat's name and shape in the turn."""
     turn = decode(**fields)
     assert turn.params == params
     assert turn.ignored == ()
 
 
-def test_what_has_no_meaning_is_named():
-    """Unknown fields and those that cannot be honoured are left out, and named."""
+def test_unsupported_fields_are_named():
+    """Unknown and unsupported fields are dropped and named."""
     turn = decode(client_metadata={"a": 1}, truncation="auto", max_tool_calls=3, moderation="auto", seed=None)
     assert turn.params == {}
     assert turn.ignored == ("client_metadata", "moderation", "truncation", "max_tool_calls")
@@ -223,7 +223,7 @@ CHOICES = {
 
 @pytest.mark.parametrize(("choice", "read", "echo"), CHOICES.values(), ids=CHOICES)
 def test_tools_and_choices(choice, read, echo):
-    """Functions, custom tools and MCP servers are offered, other kinds are named; the answer shows them
+    """Functions, custom tools and MCP servers are offered, other kinds are named; the response shows them
     flat."""
     offered = [FUNCTION, CUSTOM, {"type": "web_search"}, {"type": "mcp", "server_label": "w"}]
     turn = decode(tools=offered, tool_choice=choice)
@@ -238,7 +238,7 @@ def test_tools_and_choices(choice, read, echo):
 
 
 def test_allowed_tools():
-    """Of the tools only the allowed ones are offered."""
+    """Only the allowed tools are offered."""
     wanted = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
     turn = decode(tools=[FUNCTION, CUSTOM], tool_choice=wanted)
     assert turn.tool_names() == ["f"]
@@ -254,7 +254,7 @@ GROUP = {
 
 
 def test_tools_in_groups():
-    """A tool of a group is offered under both names in one, and is called by the two apart."""
+    """A tool of a group is offered under one joined name, and its call is split into both names."""
     turn = decode(tools=[FUNCTION, GROUP, {"type": "namespace"}])
     assert [tool[tool["type"]]["name"] for tool in turn.tools] == ["f", "mcp__web__get", "mcp__web__put"]
     assert turn.ignored == ("tools[2]", "tools[1].tools[1]")
@@ -333,8 +333,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("fields", "param", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_request_names_its_field(fields, param, message):
-    """A wrong field is a 400 whose param and message name the path."""
+def test_an_invalid_request_names_its_field(fields, param, message):
+    """An invalid field is a 400 whose param and message name the path."""
     with pytest.raises(RequestError) as caught:
         decode(**fields)
     assert caught.value.status == 400
@@ -342,8 +342,8 @@ def test_a_wrong_request_names_its_field(fields, param, message):
     assert message in caught.value.message
 
 
-def test_too_many_messages_are_refused():
-    """The limit of messages is the operator's."""
+def test_too_many_messages_are_rejected():
+    """The operator sets the limit on messages."""
     with pytest.raises(RequestError, match="limit is 1"):
         responses.decode(
             {"model": "m", "input": [USER, USER]}, id=ID, created=0, **{**DECODE_LIMITS, "max_messages": 1}
@@ -360,7 +360,7 @@ PAGES = {
 
 @pytest.mark.parametrize(("query", "ids", "more"), PAGES.values(), ids=PAGES)
 def test_pages(query, ids, more):
-    """A page is a cut of the items with its ends named."""
+    """A page is a slice of the items with its ends named."""
     page = responses.list_page([{"id": f"i{n}"} for n in range(5)], **query)
     assert [item["id"] for item in page["data"]] == ids
     assert page["has_more"] is more
@@ -371,8 +371,8 @@ def test_pages(query, ids, more):
     ("query", "param"), [({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"after": "z"}, "after"),
         ({"order": "up"}, "order")]
 )  # fmt: skip
-def test_wrong_pages(query, param):
-    """A wrong query names its parameter."""
+def test_invalid_pages(query, param):
+    """An invalid query names its parameter."""
     with pytest.raises(RequestError) as caught:
         responses.list_page([], **query)
     assert caught.value.param == param
