@@ -157,7 +157,7 @@ def test_a_cooldown_ends_with_one_probe():
     it = account("a", wall_clock=lambda: WALL)
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     assert it.cooldown_until("m") == 300.0
-    it.before_request("m", 10.0)  # alone, so asked in its rest: that is no probe
+    it.before_request("m", 10.0)  # the only account, used during its cooldown: this is no probe
     it.record_failure(refusal(LimitKind.QUOTA), 11.0)
     assert it.cooldowns[""].failed_probes == 0
     until = it.cooldown_until("m")

@@ -59,7 +59,7 @@ async def test_the_queue_is_first_in_first_out(autojump_clock):
         for n in range(4):
             nursery.start_soon(hold, accounts, 1, seen)
             await trio.sleep(0.01 * n)
-        await trio.sleep(0.94)  # at 1.0 the first lease ends; who comes then is the last
+        await trio.sleep(0.94)  # at 1.0 the first lease ends; a later request is served last
         nursery.start_soon(hold, accounts, 1, seen)
     assert [when for _, when in seen] == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
 
@@ -220,7 +220,7 @@ def test_queue_invariants(wishes, places, rpm):
     )
     two = account("b", models=("n", "o"), max_in_flight=places)
     accounts = AccountPool([one, two], queue_timeout=1.0, max_queue_size=5)
-    begun, refused = [], []
+    granted, refused = [], []
 
     async def ask(model, start, seconds, disconnects, tokens):
         await trio.sleep(start)
@@ -230,7 +230,7 @@ def test_queue_invariants(wishes, places, rpm):
                     assert trio.current_time() <= start + 1.001
                     assert leased.supports(model)
                     assert leased.in_flight <= places
-                    begun.append(leased)
+                    granted.append(leased)
                     await trio.sleep(seconds)
             except QproxyError as error:
                 refused.append(
@@ -244,7 +244,7 @@ def test_queue_invariants(wishes, places, rpm):
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert accounts.queue_size == one.in_flight == two.in_flight == 0
-    assert rpm is None or begun.count(one) <= rpm * (1 + 6 / 60) + 1
+    assert rpm is None or granted.count(one) <= rpm * (1 + 6 / 60) + 1
     assert set(refused) <= {(429, True, True), (503, True, True)}
 
 

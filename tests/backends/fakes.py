@@ -472,8 +472,8 @@ class FakeLedger:
         await trio.lowlevel.checkpoint()
         rows = sorted(self.rows, key=lambda row: (row["ended"], row["id"]), reverse=True)
         rows = [row for row in rows if before is None or (row["ended"], row["id"]) < before]
-        wanted = (only or {}).items()
-        return [row for row in rows if all(row[name] == value for name, value in wanted)][:limit]
+        filters = (only or {}).items()
+        return [row for row in rows if all(row[name] == value for name, value in filters)][:limit]
 
     async def request(self, id: str) -> Mapping[str, Any] | None:
         await trio.lowlevel.checkpoint()

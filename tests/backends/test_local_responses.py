@@ -22,8 +22,8 @@ class WallClock:
 
 
 def stored(id, previous=None, owner="me", text="hi"):
-    said = {"id": f"msg_{id}", "type": "message", "text": text}
-    return StoredResponse(id, owner, previous, {"id": id, "output": [said]}, [{"id": f"in_{id}"}])
+    item = {"id": f"msg_{id}", "type": "message", "text": text}
+    return StoredResponse(id, owner, previous, {"id": id, "output": [item]}, [{"id": f"in_{id}"}])
 
 
 @asynccontextmanager

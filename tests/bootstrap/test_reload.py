@@ -21,7 +21,7 @@ RENEWED = {
     "model_directory", "tokenizers", "realtime",
     "pricing", "body_logger", "redact",
 }  # fmt: skip
-"""Parts that every reload builds anew."""
+"""Parts that every reload builds again."""
 VALUES = {"default_model", "root_path"}
 """Plain settings."""
 RENEWED_IF_CHANGED: dict[str, dict] = {

@@ -1,4 +1,4 @@
-"""`qproxy init`: a commented configuration file from three answers, checked at the end."""
+"""`qproxy init`: a commented configuration file from three replies, checked at the end."""
 
 import io
 import stat

@@ -58,8 +58,8 @@ def test_the_unit_is_isolated():
         assert program == "/opt/qproxy/bin/qproxy"
         build_parser().parse_args(words)
     assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + ERROR_DELIVERY_SECONDS
-    wanted, _ = serve.file_limit(Config())
-    assert wanted < int(service["LimitNOFILE"])
+    needed, _ = serve.file_limit(Config())
+    assert needed < int(service["LimitNOFILE"])
 
 
 def test_the_drop_in_for_tools_keeps_the_isolation():

@@ -32,11 +32,11 @@ async def test_a_probe_decides_readiness(autojump_clock, fault, attempts, path, 
         assert await ready(it) == (200, "unknown")
         it.emulator.script(*[fault] * (attempts + 8))
         assert (await it.post(body, path))[0] == 502
-        asked = len(it.emulator.requests)
-        assert asked == attempts
+        request_count = len(it.emulator.requests)
+        assert request_count == attempts
         assert await ready(it) == (200, "failing")
         await trio.sleep(80)
-        assert len(it.emulator.requests) > asked
+        assert len(it.emulator.requests) > request_count
         assert await ready(it) == (503, "failing")
         await trio.sleep(800)
         assert await ready(it) == (200, "ready")
@@ -50,9 +50,9 @@ async def test_probes_back_off(autojump_clock):
     async with world(probe_interval=60) as it:
         it.emulator.script(*[DOWN] * 200)
         await it.post(HELLO)
-        asked = len(it.emulator.requests)
+        request_count = len(it.emulator.requests)
         await trio.sleep(600)
-        assert 8 <= len(it.emulator.requests) - asked <= 16
+        assert 8 <= len(it.emulator.requests) - request_count <= 16
 
 
 async def test_probes_can_be_turned_off(autojump_clock):
@@ -60,9 +60,9 @@ async def test_probes_can_be_turned_off(autojump_clock):
     async with world(probe_interval=0) as it:
         it.emulator.script(*[DOWN] * 3)
         await it.post(HELLO)
-        asked = len(it.emulator.requests)
+        request_count = len(it.emulator.requests)
         await trio.sleep(600)
-        assert len(it.emulator.requests) == asked
+        assert len(it.emulator.requests) == request_count
         assert await ready(it) == (200, "failing")
 
 

@@ -126,7 +126,8 @@ async def test_a_model_that_chat_serves_is_not_missing(autojump_clock):
 
 @pytest.mark.parametrize("status", [404, 405])
 async def test_an_upstream_without_a_list(status, autojump_clock):
-    """404 and 405 are cached as an answer: configured names are listed, and patterns decide what exists."""
+    """404 and 405 are cached as a result: configured names are listed, and patterns decide which models
+    exist."""
     server = ListServer((status, b""))
     models = directory(server, account("one", provider_family="open", models=("mine", "qwen-*")))
     assert [await ids(models), await ids(models)] == [["mine"]] * 2
@@ -139,7 +140,7 @@ async def test_an_upstream_without_a_list(status, autojump_clock):
 
 
 async def test_a_list_that_disappears(autojump_clock):
-    """An upstream that answers 404 has no list any more, so its last one is dropped."""
+    """An upstream that returns 404 has no list any more, so its last one is dropped."""
     server = ListServer(LIST)
     one = account("one", provider_family="open")
     models = directory(server, one)

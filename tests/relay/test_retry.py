@@ -353,7 +353,7 @@ CAUSES = {
 
 
 def answer_by_host(emulator, **replies):
-    """Let the servers behind the accounts answer differently."""
+    """Let the servers behind the accounts respond differently."""
     emulator._models[CHAT_PATH] = lambda seen: replies[seen.headers["host"].removesuffix(".test")]
 
 

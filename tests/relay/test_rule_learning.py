@@ -51,7 +51,7 @@ async def test_a_rejection_teaches_a_rule(status, autojump_clock):
 
 
 async def test_one_rejection_after_another(autojump_clock):
-    """A server names one fault at a time; all rules that led to an answer are learned."""
+    """A server names one fault at a time; all rules that led to a response are learned."""
     messages = [USER, {"role": "developer", "content": "be brief"}]
     async with server() as it:
         it.emulator.script(rejected("Unexpected message role."), rejected(TEMPLATE), FINE)
@@ -61,7 +61,7 @@ async def test_one_rejection_after_another(autojump_clock):
 
 
 async def test_a_rule_that_does_not_help_is_not_learned(autojump_clock):
-    """The client gets the upstream's error, and the next request goes out as it came."""
+    """The client gets the upstream's error, and the next request is sent without the rule."""
     async with server() as it:
         it.emulator.script(rejected(TEMPLATE), rejected(TEMPLATE))
         status, _, answer = await it.post(body(LATER_SYSTEM))
@@ -79,8 +79,8 @@ async def test_a_rule_that_does_not_help_is_not_learned(autojump_clock):
     ],
     ids=["switched off", "nothing to change", "a parameter's rule that is switched off"],
 )
-async def test_nothing_is_tried_without_a_rule(messages, settings, message, autojump_clock):
-    """A rejection is final where the operator switched the rule off, or it would change nothing."""
+async def test_no_attempt_without_a_rule(messages, settings, message, autojump_clock):
+    """A rejection is final if the operator disabled the rule, or it would change nothing."""
     async with server(**settings) as it:
         it.emulator.script(rejected(message))
         assert (await it.post(body(messages)))[0] == 400
@@ -113,14 +113,14 @@ MESSAGES = {
 
 @pytest.mark.parametrize(("message", "rules"), MESSAGES.values(), ids=MESSAGES.keys())
 def test_messages_of_rejections(message, rules):
-    """The words of an upstream name the rules that would have changed the request."""
+    """The text of a rejection names the rules that would have changed the request."""
     data = b'{"error": {"message": %b}}' % json_codec.dumps(message)
     error = error_mapping.error_from_response(400, (), data)
     assert set(rejections.rules_after(error)) == rules
     assert not rejections.rules_after(error_mapping.error_from_response(429, (), data))
 
 
-def test_rejections_name_rules():
+def test_rejections_name_existing_rules():
     """Every rule that a row names exists."""
     assert {rule for row in rejections.REJECTIONS for rule in row.rules} <= {
         rule.name for rule in request_rules.RULES
@@ -128,7 +128,7 @@ def test_rejections_name_rules():
 
 
 def test_moderation_teaches_nothing():
-    """A message about a prompt's content is no rejection of its form."""
+    """A message about a prompt's content does not concern its form."""
     data = (
         b'{"error": {"code": "data_inspection_failed", "message": "Input content is required to be decent"}}'
     )

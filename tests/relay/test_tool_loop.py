@@ -337,8 +337,8 @@ async def test_a_forced_tool_is_forced_once():
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 1, "b": 1})), saying("2"))
         choice = {"type": "function", "function": {"name": "add"}}
-        asked = {**ASK, "tools": [{"type": "qproxy", "name": "add"}], "tool_choice": choice}
-        assert (await it.post(asked))[0] == 200
+        request = {**ASK, "tools": [{"type": "qproxy", "name": "add"}], "tool_choice": choice}
+        assert (await it.post(request))[0] == 200
         assert [seen.body.get("tool_choice") for seen in it.emulator.requests] == [choice, "auto"]
 
 
@@ -545,12 +545,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("wanted", "fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
-async def test_rejects_an_unavailable_tool(wanted, fields, param, code):
+@pytest.mark.parametrize(("requested_tools", "fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
+async def test_rejects_an_unavailable_tool(requested_tools, fields, param, code):
     """The 400 names the parameter; a forbidden tool is reported as an unknown one."""
     hidden = tools.function(name="hidden", policy="never")(lambda: "")
     async with world(functions=[add, hidden]) as it:
-        status, _, body = await it.post({**ASK, "tools": wanted, **fields})
+        status, _, body = await it.post({**ASK, "tools": requested_tools, **fields})
         assert (status, body["error"]["param"], body["error"]["code"]) == (400, param, code)
         assert it.emulator.requests == []
 

@@ -48,8 +48,8 @@ def chunk(delta=None, finish=None, index=0, **extra):
     return {"id": "up", "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish}], **extra}
 
 
-def said(*texts, index=0):
-    return [chunk({"content": text}, index=index) for text in texts]
+def texts(*parts, index=0):
+    return [chunk({"content": part}, index=index) for part in parts]
 
 
 def thought(*texts, key="reasoning_content"):
@@ -161,10 +161,10 @@ def assert_same_message(parsed, choices, error):
     if error is not None or 0 not in choices:
         return
     blocks = parsed.message["content"]
-    said = {
+    message_parts = {
         kind: "".join(one[kind] for one in blocks if one["type"] == kind) for kind in ("text", "thinking")
     }
-    assert (said["text"], said["thinking"]) == (choices[0]["text"], choices[0]["thought"])
+    assert (message_parts["text"], message_parts["thinking"]) == (choices[0]["text"], choices[0]["thought"])
     made = [block["name"] for block in blocks if block["type"] == "tool_use"]
     assert made == [name for name, _ in choices[0]["calls"]]
     reason = "tool_calls" if choices[0]["reason"] == "function_call" else choices[0]["reason"]

@@ -40,7 +40,7 @@ def test_adversarial_heads_take_linear_time():
 
 
 def events(http, data, cuts=()):
-    """Return h11's events for bytes that come in pieces, up to the end of one message or an error."""
+    """Return h11's events for bytes that arrive in parts, up to the end of one message or an error."""
     places = [0, *sorted({cut % len(data) for cut in cuts} - {0}), len(data)]
     seen: list[Any] = []
     try:

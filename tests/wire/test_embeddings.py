@@ -81,8 +81,8 @@ def test_an_unterminated_array():
 @pytest.mark.parametrize(("count", "size", "sizes"), [(1, 10, [1]), (10, 10, [10]), (21, 10, [10, 10, 1])])
 def test_batches(count, size, sizes):
     """Batches are full except for the last and keep everything else."""
-    asked = EmbeddingInput("m", [str(number) for number in range(count)], {"dimensions": 64}, base64=True)
-    batches = list(asked.batches(size))
+    request = EmbeddingInput("m", [str(number) for number in range(count)], {"dimensions": 64}, base64=True)
+    batches = list(request.batches(size))
     assert [len(batch.texts) for batch in batches] == sizes
-    assert [text for batch in batches for text in batch.texts] == asked.texts
-    assert all(batch.base64 and batch.params == asked.params for batch in batches)
+    assert [text for batch in batches for text in batch.texts] == request.texts
+    assert all(batch.base64 and batch.params == request.params for batch in batches)

@@ -202,10 +202,10 @@ def test_written_as_h11_writes(fields):
     http.receive_data(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     http.next_event()
     try:
-        theirs = http.send(h11.Response(status_code=200, headers=fields, reason=b"OK"))
+        expected = http.send(h11.Response(status_code=200, headers=fields, reason=b"OK"))
     except h11.LocalProtocolError:
-        theirs = None
-    assert http1.write_response(200, fields) == theirs
+        expected = None
+    assert http1.write_response(200, fields) == expected
 
 
 @given(NAMES, VALUES, st.lists(st.tuples(NAMES, VALUES), max_size=2))
@@ -213,10 +213,10 @@ def test_requests_written_as_h11_writes(method, target, fields):
     """A request is written here only if h11 writes it, and in the same bytes."""
     fields = [(b"host", b"x"), *fields]
     try:
-        theirs = h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields))
+        expected = h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields))
     except h11.LocalProtocolError:
-        theirs = None
-    assert http1.write_request(method, target, fields) == theirs
+        expected = None
+    assert http1.write_request(method, target, fields) == expected
 
 
 @pytest.mark.parametrize(

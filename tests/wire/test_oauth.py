@@ -53,12 +53,12 @@ def test_the_challenge_of_rfc_7636():
 
 def test_forms_are_percent_encoded():
     """A space is %20, a reserved character is encoded, and only the device request has an id."""
-    begun = oauth.device_authorization_request(QWEN, "ch", "an-id")
-    assert begun.body == (
+    authorization = oauth.device_authorization_request(QWEN, "ch", "an-id")
+    assert authorization.body == (
         b"client_id=client&scope=openid%20profile%20email%20model.completion"
         b"&code_challenge=ch&code_challenge_method=S256"
     )
-    assert (b"x-request-id", b"an-id") in begun.headers
+    assert (b"x-request-id", b"an-id") in authorization.headers
     polled, refreshed = oauth.device_token_request(QWEN, "d+/=", "v"), oauth.refresh_request(QWEN, "r&t")
     assert polled.body.startswith(b"grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Adevice_code&")
     assert b"device_code=d%2B%2F%3D&code_verifier=v" in polled.body
@@ -128,10 +128,10 @@ BEGUN = {
 }
 
 
-@pytest.mark.parametrize(("status", "body", "meaning"), BEGUN.values(), ids=BEGUN.keys())
-def test_responses_to_a_start(status, body, meaning):
+@pytest.mark.parametrize(("status", "reply", "meaning"), BEGUN.values(), ids=BEGUN.keys())
+def test_responses_to_a_start(status, reply, meaning):
     """A code starts the flow; JSON without one ends it; any other response is transient."""
-    found = oauth.parse_authorization(status, body(body))
+    found = oauth.parse_authorization(status, body(reply))
     assert found == meaning if isinstance(meaning, DeviceAuthorization) else isinstance(found, meaning)
 
 
@@ -186,10 +186,10 @@ POLLED = {
 }
 
 
-@pytest.mark.parametrize(("status", "body", "meaning"), POLLED.values(), ids=POLLED.keys())
-def test_responses_to_a_poll(status, body, meaning):
+@pytest.mark.parametrize(("status", "reply", "meaning"), POLLED.values(), ids=POLLED.keys())
+def test_responses_to_a_poll(status, reply, meaning):
     """Only JSON decides, and 400 and 429 mean slow_down alike."""
-    found = oauth.parse_poll(status, body(body))
+    found = oauth.parse_poll(status, body(reply))
     assert isinstance(found, TransientError) if meaning is TransientError else found == meaning
 
 
@@ -215,20 +215,20 @@ REFRESHED = {
 }
 
 
-@pytest.mark.parametrize(("status", "body", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
-def test_responses_to_a_refresh(status, body, meaning):
+@pytest.mark.parametrize(("status", "reply", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
+def test_responses_to_a_refresh(status, reply, meaning):
     """A refresh token is invalid only if JSON reports it with 400 or 401."""
-    found = oauth.parse_refresh(status, body(body))
+    found = oauth.parse_refresh(status, body(reply))
     assert found == meaning if isinstance(meaning, TokenResponse) else isinstance(found, meaning)
 
 
 @given(
     st.integers(100, 599), st.binary(max_size=60) | st.dictionaries(st.text(max_size=9), st.text(max_size=9))
 )
-def test_any_response_has_a_meaning(status, body):
+def test_any_response_has_a_meaning(status, reply):
     """No bytes make a parser raise."""
     for read in (oauth.parse_authorization, oauth.parse_poll, oauth.parse_refresh):
-        assert read(status, body(body)) is not None
+        assert read(status, body(reply)) is not None
 
 
 def test_messages_are_short_and_have_no_secret():

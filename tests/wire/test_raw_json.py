@@ -91,9 +91,9 @@ def test_every_value_keeps_its_own_bytes(values, ascii_only, mark):
     body = raw_json.parse_body(data)
     for name in body:
         written = json.dumps(body[name], ensure_ascii=ascii_only, indent=1).replace("\n", "\n ")
-        said = body.raw_fields.text(body[name]) if isinstance(body, RawBody) else None
-        assert (said is None) is (len(written) < MIN_RAW_BYTES)
-        assert said is None or bytes(said).decode() == written
+        raw_text = body.raw_fields.text(body[name]) if isinstance(body, RawBody) else None
+        assert (raw_text is None) is (len(written) < MIN_RAW_BYTES)
+        assert raw_text is None or bytes(raw_text).decode() == written
     assert json.loads(raw_json.dumps(body, getattr(body, "raw_fields", None))) == value
 
 

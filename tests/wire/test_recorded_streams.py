@@ -36,8 +36,8 @@ TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS, too
 
 
 def expected(path):
-    story, meaning = path.read_text().split("\n")[:2]
-    assert story.startswith(": ")
+    description, meaning = path.read_text().split("\n")[:2]
+    assert description.startswith(": ")
     return json.loads(meaning.removeprefix(": expect "))
 
 

@@ -201,9 +201,9 @@ def test_error_messages_are_storable():
 def test_an_infinite_device_code_lifetime():
     """A number beyond all bounds in an identity server's response is unknown."""
     body = {"device_code": "c", "verification_uri": "https://h/p", "expires_in": 10**400, "interval": 10**400}
-    begun = parse_authorization(200, json.dumps(body).encode())
-    assert isinstance(begun, DeviceAuthorization)
-    assert (begun.expires_in, begun.interval) == (300.0, None)
+    authorization = parse_authorization(200, json.dumps(body).encode())
+    assert isinstance(authorization, DeviceAuthorization)
+    assert (authorization.expires_in, authorization.interval) == (300.0, None)
 
 
 @pytest.mark.parametrize("shape", ['{"a":%s}', "[%s]"])

@@ -190,9 +190,11 @@ def test_qwen4_fields_in_the_native_dialect():
     part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
     history = {"role": "assistant", "content": "y", "encrypted_content": "c", "reasoning_content": "r"}
     messages = [{"role": "user", "content": [part]}, history, {"role": "user", "content": "z"}]
-    asked = turn(messages=messages, params={"thinking_display": "summarized", "reasoning_effort": "max"})
+    request_turn = turn(
+        messages=messages, params={"thinking_display": "summarized", "reasoning_effort": "max"}
+    )
     target = UpstreamTarget("https://h/api/v1", "qwen4-max", spec=package_catalog().get("qwen4-max"))
-    body = json.loads(NATIVE.request(asked, target).body)
+    body = json.loads(NATIVE.request(request_turn, target).body)
     user, answer, _ = body["input"]["messages"]
     assert user["content"] == [{"text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}]
     assert answer == {**history, "content": [{"text": "y"}]}

@@ -7,8 +7,8 @@ import pytest
 
 from qproxy.wire.endpoints import chat, responses
 from tests.defaults import DECODE_LIMITS
-from tests.wire.pipeline import DONE, call, chunk, cut, decoded, meaning, play, said, same, stream
-from tests.wire.pipeline import events as said_by
+from tests.wire.pipeline import DONE, call, chunk, cut, decoded, meaning, play, same, stream, texts
+from tests.wire.pipeline import events as decode_events
 
 NAME = "get_weather"
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
@@ -154,7 +154,7 @@ def test_search_results_reach_the_client(items, expected, dialect):
     assert meaning(raw, dialect=dialect) == ("ab", "", [], "stop")
     turn = decoded({"stream_options": {"include_usage": True}}, stream=True)
     encoder = chat.Encoder(turn)
-    answer = said_by([raw], turn, dialect=dialect)
+    answer = decode_events([raw], turn, dialect=dialect)
     out = b"".join([*(part for event in answer for part in encoder.feed(event)), *encoder.close()])
     frames = [json.loads(line.removeprefix("data: ")) for line in out.decode().split("\n\n")[:-2]]
     assert [frame["search_info"] for frame in frames if "search_info" in frame] == expected
@@ -196,7 +196,7 @@ def test_native_failures(items, dialect):
 
 
 SAYS = "a\u2028b\u0085c\x0bd\x0ce\x1cf 🌊"
-ITEMS = [chunk({"role": "assistant", "content": ""}), *said(SAYS[:7], SAYS[7:]), chunk(None, "stop")]
+ITEMS = [chunk({"role": "assistant", "content": ""}), *texts(SAYS[:7], SAYS[7:]), chunk(None, "stop")]
 BYTES = stream(ITEMS)
 RAW = stream(ITEMS, DONE)
 PRETTY = b"".join(
@@ -217,7 +217,7 @@ SPELLINGS = {
     "an end mark with one line end": BYTES + b"data: [DONE]\n",
     "an end mark in blanks": BYTES + b"data:  [DONE] \n\n",
     "two end marks": RAW + b"data: [DONE]\n\n",
-    "text after the end mark": RAW + stream(said("late")),
+    "text after the end mark": RAW + stream(texts("late")),
     "no blank lines": RAW.replace(b"\n\n", b"\n"),
     "data: data:": RAW.replace(b"data: ", b"data: data: "),
     "data:data:": RAW.replace(b"data: ", b"data:data:"),

@@ -60,9 +60,11 @@ def frames(dialect, chunks):
             yield {"id": "x", "object": "chat.completion.chunk", "choices": choices}
 
 
-def decode(dialect, chunks, wanted):
+def decode(dialect, chunks, request_turn):
     """Return the events after `tool_calls`."""
-    stages = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(wanted))
+    stages = Pipeline(
+        sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(request_turn)
+    )
     data = b"".join(sse.encode(json.dumps(frame).encode()) for frame in frames(dialect, chunks))
     data += b"" if dialect == "dashscope" else b"data: [DONE]\n\n"
     return [*stages.feed(data), *stages.close()]
@@ -93,10 +95,10 @@ def test_ciphertext_returns_through_responses(deltas):
         "created": 0,
         **DECODE_LIMITS,
     }
-    asked = responses.decode(fields, **options)
+    request = responses.decode(fields, **options)
     events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
-    whole = responses.response(asked, events)
-    encoder = responses.Encoder(asked)
+    whole = responses.response(request, events)
+    encoder = responses.Encoder(request)
     for event in events:
         encoder.feed(event)
     encoder.close()
@@ -106,9 +108,9 @@ def test_ciphertext_returns_through_responses(deltas):
     assert sealed["type"] == "reasoning"
     following = [{"role": "user", "content": "hi"}, *whole["output"], {"role": "user", "content": "so?"}]
     again = responses.decode({**fields, "input": following}, **options)
-    _, said, _ = again.messages
-    assert said["encrypted_content"] == CIPHER
-    assert said.get("reasoning_content", "sum") == "sum"
+    _, answer_message, _ = again.messages
+    assert answer_message["encrypted_content"] == CIPHER
+    assert answer_message.get("reasoning_content", "sum") == "sum"
 
 
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
@@ -117,10 +119,10 @@ def test_ciphertext_returns_through_messages(deltas):
     hello = {"role": "user", "content": "hi"}
     fields = {"model": "m", "max_tokens": 9, "messages": [hello]}
     options: dict[str, Any] = {"id": "msg_1", "created": 0, **DECODE_LIMITS}
-    asked = anthropic.decode(fields, **options)
+    request = anthropic.decode(fields, **options)
     events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
-    whole = anthropic.response(asked, events)
-    encoder = anthropic.Encoder(asked)
+    whole = anthropic.response(request, events)
+    encoder = anthropic.Encoder(request)
     text = b"".join([piece for event in events for piece in encoder.feed(event)] + encoder.close()).decode()
     signatures = [block["signature"] for block in whole["content"] if block["type"] == "thinking"]
     assert [json.dumps(one, ensure_ascii=False)[1:-1] in text for one in signatures] == [True] * len(
@@ -138,8 +140,8 @@ def test_each_choice_has_its_own_ciphertext():
             choice({"content": "b", "encrypted_content": "two"}, None, 1)],
         [choice({}, "stop"), choice({}, "stop", 1)],
     ]  # fmt: skip
-    wanted = turn(params={"n": 2})
-    body = chat.response(wanted, decode("compatible", chunks, wanted))
+    request_turn = turn(params={"n": 2})
+    body = chat.response(request_turn, decode("compatible", chunks, request_turn))
     assert [c["message"]["encrypted_content"] for c in body["choices"]] == ["one", "two"]
 
 

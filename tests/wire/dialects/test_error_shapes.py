@@ -6,7 +6,7 @@ import pytest
 
 from qproxy.wire.dialects import DIALECTS, error_mapping
 from qproxy.wire.events import StreamFailed
-from tests.wire.pipeline import TARGET, chunk, said, same
+from tests.wire.pipeline import TARGET, chunk, same, texts
 
 SHAPES = {
     "detail": {"detail": "too hot"},
@@ -126,7 +126,7 @@ FRAMES = {
     "plain text": b"data: too hot\n\n",
 }
 BEGINNINGS = {
-    "compatible": said("I ", "write"),
+    "compatible": texts("I ", "write"),
     "dashscope": [{"output": {"choices": [{"message": {"content": "I write"}, "finish_reason": "null"}]}}],
 }
 
@@ -144,9 +144,9 @@ def test_an_unknown_event_is_no_error_by_itself():
     """A ping of an unknown shape changes nothing in a response that continues, and explains no later
     truncation."""
     ping = b'data: {"type": "ping"}\n\n'
-    choices, error = same(said("I "), ping, said("write"), chunk(None, "stop"), ping)
+    choices, error = same(texts("I "), ping, texts("write"), chunk(None, "stop"), ping)
     assert (choices[0]["text"], error) == ("I write", None)
-    _, error = same(said("I "), ping, said("write"))
+    _, error = same(texts("I "), ping, texts("write"))
     assert "ping" not in error["message"]
 
 
@@ -177,6 +177,6 @@ def test_an_error_of_a_choice_keeps_its_message(choice, dialect):
 def test_llamacpps_error_field_is_an_error():
     """An `error:` field of a stream fails the response with its message."""
     failure = b'error: {"code":500,"message":"Failed to parse input at pos 12","type":"server_error"}\n\n'
-    choices, error = same(said("I ", "write"), failure)
+    choices, error = same(texts("I ", "write"), failure)
     assert choices[0]["text"] == "I write"
     assert "Failed to parse input at pos 12" in error["message"]

@@ -10,7 +10,7 @@ from qproxy.wire.endpoints import responses
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import ChoiceFinished, StreamFailed, TextDelta
 from tests.defaults import DECODE_LIMITS
-from tests.wire.pipeline import DONE, TARGET, call, chunk, meaning, said, same
+from tests.wire.pipeline import DONE, TARGET, call, chunk, meaning, same, texts
 
 HALF = "The first half"
 CALL = call(0, "call_a", "get_weather", '{"city": "Paris"}')
@@ -21,21 +21,21 @@ FAILING = [*finish_reasons.FAILING_REASONS, "something_new", "Completed?"]
 def test_a_normal_reason_becomes_openais(name, reason):
     """Every normal reason is a successful end, in any case; without calls `tool_calls` is `stop`."""
     expected = "stop" if reason == "tool_calls" else reason
-    assert meaning(said(HALF), chunk(finish=name), DONE) == (HALF, "", [], expected)
-    assert meaning(said(HALF), chunk(finish=name.upper()), DONE)[3] == expected
+    assert meaning(texts(HALF), chunk(finish=name), DONE) == (HALF, "", [], expected)
+    assert meaning(texts(HALF), chunk(finish=name.upper()), DONE)[3] == expected
 
 
 @pytest.mark.parametrize("name", ["", "null", None])
 def test_no_reason_before_the_end_marker_is_a_successful_end(name):
     """An empty, "null" or missing reason is a successful end if `[DONE]` follows."""
-    assert meaning(said(HALF), chunk(finish=name), DONE) == (HALF, "", [], "stop")
+    assert meaning(texts(HALF), chunk(finish=name), DONE) == (HALF, "", [], "stop")
 
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failing_or_unknown_reason_is_an_error(name):
     """The text before it is forwarded, the error follows and names the reason, and there is no finish
     reason."""
-    choices, error = same(said(HALF), chunk(finish=name), DONE)
+    choices, error = same(texts(HALF), chunk(finish=name), DONE)
     assert choices[0]["text"] == HALF
     assert choices[0]["reason"] is None
     assert name in error["message"] or name == "error_finish"
@@ -69,7 +69,7 @@ def test_an_error_of_a_choice_is_an_error():
     for reason in ("error", "stop", None):
         item = chunk({"content": ""}, finish=reason)
         item["choices"][0] |= failed
-        choices, error = same(said(HALF), item, DONE)
+        choices, error = same(texts(HALF), item, DONE)
         assert choices[0]["text"] == HALF
         assert error["message"] == "Provider disconnected"
 

@@ -29,8 +29,8 @@ def decoded_request(dialect, **more):
     """Return (messages, the function fields) of a request."""
     body = json.loads(DIALECTS[dialect].request(turn(**more), TARGET).body)
     fields = body if dialect == "compatible" else body["parameters"]
-    said = body["messages"] if dialect == "compatible" else body["input"]["messages"]
-    return said, {key: value for key, value in fields.items() if key.startswith("tool")}
+    messages = body["messages"] if dialect == "compatible" else body["input"]["messages"]
+    return messages, {key: value for key, value in fields.items() if key.startswith("tool")}
 
 
 CHOICES = {

@@ -158,7 +158,8 @@ LEARNED = {rule.name for rule in request_rules.RULES if rule.where == "learned"}
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_does_what_it_says(name):
-    """The rule changes what it is for, says so, leaves its input alone, and is at rest after one time."""
+    """The rule changes its target, reports it, leaves its input unchanged, and changes nothing when applied
+    again."""
     given, model, holds = CASES[name]
     before = copy.deepcopy(given)
     if holds is None:
@@ -304,10 +305,10 @@ def test_json_mode_of_an_untested_model():
     holds."""
     given = turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"})
     assert apply(given, "glm-5.2").turn is given
-    asked = turn(
+    request_turn = turn(
         [{"role": "user", "content": "json"}], response_format={"type": "json_object"}, enable_thinking=True
     )
-    assert apply(asked, "llama-3").turn.params["enable_thinking"] is False
+    assert apply(request_turn, "llama-3").turn.params["enable_thinking"] is False
 
 
 def test_a_model_that_always_thinks_cannot_be_forced():
@@ -336,9 +337,9 @@ def test_reasoning_of_earlier_responses(model, keeps, params, expected):
     """An API that keeps reasoning in the prompt enables it for models that support it, if the client
     agrees."""
     history = [USER, {"role": "assistant", "content": "x", "reasoning_content": "r"}, USER]
-    for messages, wanted in ((history, expected), ([USER], params)):
+    for messages, expected_params in ((history, expected), ([USER], params)):
         given = replace(turn(messages, **params), preserve_reasoning=keeps)
-        assert apply(given, model).turn.params == wanted
+        assert apply(given, model).turn.params == expected_params
 
 
 PASSES = {
@@ -440,10 +441,10 @@ MESSAGES = st.fixed_dictionaries(
 def test_markers_skip_no_rule_with_an_effect(messages):
     """A rule about messages runs only if they have its markers; running it always would give the same
     result."""
-    told = apply(turn(messages))
+    applied = apply(turn(messages))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(message_rules, "features", lambda messages: AllMarkers())
-        assert apply(turn(messages)) == told
+        assert apply(turn(messages)) == applied
 
 
 def test_a_rejected_forced_tool_becomes_auto():

@@ -276,9 +276,9 @@ def test_choices_are_separate():
 def test_choices_start_in_order():
     """Choices start in order even if a later one has the first delta, as openai-python's stream helper
     requires."""
-    asked = turn(stream=True, params={"n": 3})
+    request = turn(stream=True, params={"n": 3})
     text = encode(
-        asked,
+        request,
         TextDelta("c", 2),
         TextDelta("a", 0),
         TextDelta("b", 1),
@@ -311,19 +311,19 @@ def test_a_lone_surrogate_does_not_break_the_stream():
 
 def test_legacy_functions():
     """A request with `functions` gets a response with `function_call`."""
-    asked = turn(stream=True, legacy_functions=True)
+    request = turn(stream=True, legacy_functions=True)
     events: list[Event] = [
         ToolCallStart(0, "call_1", "f"),
         ToolCallArgumentsDelta(0, "{}"),
         ChoiceFinished("tool_calls"),
     ]
-    text = encode(asked, *events)
+    text = encode(request, *events)
     assert deltas(text)[1:3] == [
         {"function_call": {"name": "f", "arguments": ""}},
         {"function_call": {"arguments": "{}"}},
     ]
     assert chunks(text)[-1]["choices"][0]["finish_reason"] == "function_call"
-    choice = chat.response(asked, events)["choices"][0]
+    choice = chat.response(request, events)["choices"][0]
     assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
     assert choice["finish_reason"] == "function_call"
 
@@ -357,14 +357,14 @@ WRITES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("details", "told", "writes"), WRITES.values(), ids=WRITES.keys())
-def test_tokens_written_to_a_cache(details, told, writes):
+@pytest.mark.parametrize(("details", "expected_count", "writes"), WRITES.values(), ids=WRITES.keys())
+def test_tokens_written_to_a_cache(details, expected_count, writes):
     """Cache writes are under OpenAI's name, beside the server's own details."""
     usage = Usage(100, 2, 102, {"cached_tokens": 5, **details})
     assert usage.cache_writes == writes
     body = chat.response(turn(), [TextDelta("a"), usage, ChoiceFinished("stop"), StreamDone()])
     found = body["usage"]["prompt_tokens_details"]
-    assert found.get("cache_write_tokens") == told
+    assert found.get("cache_write_tokens") == expected_count
     assert details.items() <= found.items()
 
 
@@ -426,13 +426,15 @@ def test_executed_tools_are_comments():
 @pytest.mark.parametrize("usage", [False, True])
 def test_executed_tools_are_reported_on_request(usage):
     """The last chunk, and a whole response, have a `qproxy` object if the client requested it."""
-    told = [{"id": "call_1", "name": "sum", "arguments": '{"a":1}', "output": "2", "ok": True, "ms": 12}]
-    asked = turn(include_tool_reports=True, include_usage=usage)
-    text = encode(asked, *RAN, *ANSWER).partition("\n\n")[2]
+    expected_count = [
+        {"id": "call_1", "name": "sum", "arguments": '{"a":1}', "output": "2", "ok": True, "ms": 12}
+    ]
+    request = turn(include_tool_reports=True, include_usage=usage)
+    text = encode(request, *RAN, *ANSWER).partition("\n\n")[2]
     *others, last = chunks(text)
-    assert last["qproxy"] == {"tools": told}
+    assert last["qproxy"] == {"tools": expected_count}
     assert not any("qproxy" in chunk for chunk in others)
-    assert chat.response(asked, [*RAN, *ANSWER])["qproxy"] == {"tools": told}
+    assert chat.response(request, [*RAN, *ANSWER])["qproxy"] == {"tools": expected_count}
 
 
 def test_unknown_includes_are_rejected():
@@ -458,11 +460,11 @@ def test_sources_become_annotations():
         ChoiceFinished("stop"),
         SearchInfo(more),
     ]
-    asked = turn(params={"web_search_options": {}})
+    request = turn(params={"web_search_options": {}})
     second = {"type": "url_citation", "url_citation": {**CITATION, "title": "", "url": "http://b"}}
     expected = [{"type": "url_citation", "url_citation": CITATION}, second]
-    assert chat.response(asked, events)["choices"][0]["message"]["annotations"] == expected
-    sent = [found for delta in deltas(encode(asked, *events)) for found in delta.get("annotations", ())]
+    assert chat.response(request, events)["choices"][0]["message"]["annotations"] == expected
+    sent = [found for delta in deltas(encode(request, *events)) for found in delta.get("annotations", ())]
     assert sent == expected
     assert "annotations" not in encode(turn(), *events)
     assert "annotations" not in chat.response(turn(), events)["choices"][0]["message"]

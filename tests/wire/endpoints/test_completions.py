@@ -78,13 +78,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("body", "param", "says"), REFUSED.values(), ids=REFUSED)
-def test_rejections_name_the_field(body, param, says):
+@pytest.mark.parametrize(("body", "param", "expected_text"), REFUSED.values(), ids=REFUSED)
+def test_rejections_name_the_field(body, param, expected_text):
     """The 400 names the field and its problem."""
     with pytest.raises(RequestError) as caught:
         completions.decode(body, id="cmpl-1", created=1, default_model=None, max_messages=10_000)
     assert (caught.value.status, caught.value.param) == (400, param)
-    assert says in caught.value.message
+    assert expected_text in caught.value.message
 
 
 def probable(text, logprob=-0.5):

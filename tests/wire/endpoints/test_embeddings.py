@@ -27,8 +27,8 @@ ASKED = {"model": "text-embedding-v4", "input": "Hello"}
 )
 def test_decode(change, texts, base64, params):
     """A request is decoded to texts, the format and Qwen's own fields."""
-    asked = embeddings.decode(ASKED | change)
-    assert (list(asked.texts), asked.base64, asked.params) == (texts, base64, params)
+    request = embeddings.decode(ASKED | change)
+    assert (list(request.texts), request.base64, request.params) == (texts, base64, params)
 
 
 REFUSED = {
@@ -53,19 +53,19 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("body", "param", "says"), REFUSED.values(), ids=REFUSED)
-def test_rejections_name_the_field(body, param, says):
+@pytest.mark.parametrize(("body", "param", "expected_text"), REFUSED.values(), ids=REFUSED)
+def test_rejections_name_the_field(body, param, expected_text):
     """The 400 names the field and its problem."""
     with pytest.raises(RequestError) as caught:
         embeddings.decode(body)
     assert (caught.value.status, caught.value.param) == (400, param)
-    assert says in caught.value.message
+    assert expected_text in caught.value.message
 
 
 def test_ignored_fields():
     """user is dropped and named."""
-    asked = embeddings.decode(ASKED | {"user": "u"})
-    assert (asked.ignored, asked.params) == (("user",), {})
+    request = embeddings.decode(ASKED | {"user": "u"})
+    assert (request.ignored, request.params) == (("user",), {})
 
 
 @pytest.mark.parametrize("rows", [[b"[0.5]"], [b"[1,2]", b"[-3.0,4]"]])

@@ -7,7 +7,7 @@ from typing import Any
 from qproxy.wire.dialects import DIALECTS
 from qproxy.wire.endpoints import chat
 from qproxy.wire.endpoints.extra_fields import fold_fields
-from tests.wire.pipeline import DONE, TARGET, call, chunk, decoded, events, said, stream
+from tests.wire.pipeline import DONE, TARGET, call, chunk, decoded, events, stream, texts
 
 
 def chunks_of(*items, **body):
@@ -31,7 +31,7 @@ def with_choice_fields(item, **fields):
 
 STREAM = (
     chunk({"role": "assistant", "content": ""}, system_fingerprint="fp", provider="p"),
-    said("Hi"),
+    texts("Hi"),
     with_choice_fields(chunk({"content": "!", "x_score": 0}), token_ids=[1, 2]),
     with_choice_fields(
         chunk({"annotations": [{"n": 1}]}, finish="stop", system_fingerprint="fp", timings={"ms": 3}),
@@ -133,7 +133,7 @@ def test_empty_and_contract_fields_are_not_extra():
 
 def test_unreported_usage_is_null():
     """Without usage from the upstream there are no zeros: null, streamed and whole."""
-    items = (said("Hi"), chunk(finish="stop"), DONE)
+    items = (texts("Hi"), chunk(finish="stop"), DONE)
     assert whole_of(*items)["usage"] is None
     assert chunks_of(*items, stream_options={"include_usage": True})[-1]["usage"] is None
 

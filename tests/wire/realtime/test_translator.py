@@ -103,7 +103,7 @@ def translation(*, modern=True, **more):
     )
 
 
-def heard(event, given=None):
+def upstream_events(event, given=None):
     """Return the upstream events for a client event; an error fails the test."""
     outs = list((given or translation()).from_client(json.dumps(event)))
     assert all(isinstance(out, ToUpstream) for out in outs), outs
@@ -167,24 +167,24 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
-def test_settings(wanted, expected):
+@pytest.mark.parametrize(("settings", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_settings(settings, expected):
     """A session's settings reach Qwen under Qwen's names."""
-    assert heard(session(**wanted)) == [session(**expected)]
+    assert upstream_events(session(**settings)) == [session(**expected)]
 
 
-@pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
-def test_the_emulator_accepts_the_settings(wanted, expected):
+@pytest.mark.parametrize(("settings", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_the_emulator_accepts_the_settings(settings, expected):
     """The emulator, which is as strict as Alibaba's documentation, accepts the translated settings."""
-    (event,) = heard(session(**wanted))
+    (event,) = upstream_events(session(**settings))
     event["session"].pop("voice", None)
-    assert [told["type"] for told in RealtimeModel("m").handle(event)] == ["session.updated"]
+    assert [event_out["type"] for event_out in RealtimeModel("m").handle(event)] == ["session.updated"]
 
 
 def test_unsupported_settings_are_named():
     """Settings that Qwen does not support are named, and rejected in strict mode."""
     given = translation()
-    heard(session(voice="alloy", tracing="auto", tool_choice="required", tools=[FLAT]), given)
+    upstream_events(session(voice="alloy", tracing="auto", tool_choice="required", tools=[FLAT]), given)
     assert sorted(given.usage.ignored) == ["session.tool_choice", "session.tracing", "session.voice"]
     (out,) = translation(strict=True).from_client(json.dumps(session(tracing="auto")))
     assert isinstance(out, ToClient)
@@ -194,10 +194,10 @@ def test_unsupported_settings_are_named():
 def test_tools_and_their_choice_in_separate_updates():
     """A choice sent earlier applies to tools sent later."""
     given = translation()
-    heard(session(tools=[FLAT]), given)
-    assert heard(session(tool_choice="none"), given) == [session(tools=[])]
-    assert heard(session(instructions="x"), given) == [session(instructions="x")]
-    assert heard(session(tool_choice="auto"), given) == [session(tools=[NESTED])]
+    upstream_events(session(tools=[FLAT]), given)
+    assert upstream_events(session(tool_choice="none"), given) == [session(tools=[])]
+    assert upstream_events(session(instructions="x"), given) == [session(instructions="x")]
+    assert upstream_events(session(tool_choice="auto"), given) == [session(tools=[NESTED])]
 
 
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,QUJD"}
@@ -244,7 +244,7 @@ EVENTS = {
 @pytest.mark.parametrize(("event", "expected"), EVENTS.values(), ids=EVENTS)
 def test_events_of_the_client(event, expected):
     """Each event reaches Qwen in a supported form; unknown ones are forwarded."""
-    assert heard(event) == expected
+    assert upstream_events(event) == expected
 
 
 REFUSED = {
@@ -298,8 +298,8 @@ def test_audio_is_resampled_to_16_khz():
     remainder."""
     given = translation()
     data = base64.b64encode(tone(440, 1.0)).decode()
-    outs = heard({"type": "input_audio_buffer.append", "audio": data, "event_id": "x"}, given)
-    outs += heard({"type": "input_audio_buffer.commit"}, given)
+    outs = upstream_events({"type": "input_audio_buffer.append", "audio": data, "event_id": "x"}, given)
+    outs += upstream_events({"type": "input_audio_buffer.commit"}, given)
     assert {out["type"] for out in outs[:-1]} == {"input_audio_buffer.append"}
     assert [out.get("event_id") for out in outs] == [None, "x", None, None]
     sizes = [len(base64.b64decode(out["audio"])) for out in outs[:-1]]
@@ -311,17 +311,17 @@ def test_audio_at_qwens_own_rate_is_unchanged():
     """Audio of a client with 16 kHz is not resampled, and the session reports that rate."""
     given = translation()
     format = {"type": "audio/pcm", "rate": 16000}
-    heard(session(audio={"input": {"format": format}}), given)
+    upstream_events(session(audio={"input": {"format": format}}), given)
     event = {"type": "input_audio_buffer.append", "audio": base64.b64encode(b"\x01\x02" * 50).decode()}
-    assert heard(event, given) == [event]
-    (told,) = told_of({"type": "session.updated", "session": {}}, given)
-    assert told["session"]["audio"]["input"]["format"] == format
+    assert upstream_events(event, given) == [event]
+    (event_out,) = client_events({"type": "session.updated", "session": {}}, given)
+    assert event_out["session"]["audio"]["input"]["format"] == format
 
 
 # Events from Qwen
 
 
-def told_of(event, given=None):
+def client_events(event, given=None):
     """Return the client events for an upstream event."""
     text = event if isinstance(event, str | bytes) else json.dumps(event)
     return [out.event for out in (given or translation()).from_upstream(text)]
@@ -359,9 +359,9 @@ def test_whole_conversations_have_openais_types(modern):
     given = translation(modern=modern)
     kinds = []
     for event in conversation():
-        for told in told_of(event, given):
-            judge(told, modern)
-            kinds.append(told["type"])
+        for event_out in client_events(event, given):
+            judge(event_out, modern)
+            kinds.append(event_out["type"])
     names = {
         "response.output_text.delta",
         "response.output_audio.delta",
@@ -384,19 +384,19 @@ def test_current_event_names_are_accepted(modern):
     """A server that sends the current names gives the client the same events."""
     old, new = translation(modern=modern), translation(modern=modern)
     for event in conversation():
-        expected = told_of(json.dumps(event), old)
+        expected = client_events(json.dumps(event), old)
         newer = json.loads(json.dumps(event))
         from qproxy.wire.realtime import event_names as names
 
         names.to_ga(newer)
-        got = told_of(newer, new)
-        assert [told["type"] for told in got] == [told["type"] for told in expected]
+        got = client_events(newer, new)
+        assert [event_out["type"] for event_out in got] == [event_out["type"] for event_out in expected]
 
 
 def test_the_client_gets_its_own_names():
     """The model, the voice and the tools have the names that the client uses."""
     given = translation()
-    heard(session(voice="marin", tools=[FLAT]), given)
+    upstream_events(session(voice="marin", tools=[FLAT]), given)
     qwens = {
         "model": "qwen-x",
         "voice": "Cherry",
@@ -404,28 +404,30 @@ def test_the_client_gets_its_own_names():
         "modalities": ["text", "audio"],
         "top_k": 5,
     }
-    (told,) = told_of({"type": "session.updated", "session": qwens}, given)
-    about = told["session"]
+    (event_out,) = client_events({"type": "session.updated", "session": qwens}, given)
+    about = event_out["session"]
     assert (about["model"], about["tools"], about["top_k"]) == ("gpt-realtime", [FLAT], 5)
     assert about["audio"]["output"]["voice"] == "marin"
-    (told,) = told_of({"type": "response.created", "response": {"id": "r", "voice": "Cherry"}}, given)
-    assert told["response"]["audio"]["output"]["voice"] == "marin"
+    (event_out,) = client_events(
+        {"type": "response.created", "response": {"id": "r", "voice": "Cherry"}}, given
+    )
+    assert event_out["response"]["audio"]["output"]["voice"] == "marin"
 
 
 def test_an_event_under_two_names_is_sent_once():
     """Servers that send an event under both names use one id for it."""
     given = translation()
     event = {"type": "response.text.delta", "event_id": "1", "delta": "a"}
-    assert len(told_of(event, given)) == 1
-    assert told_of({**event, "type": "response.output_text.delta"}, given) == []
-    assert told_of({"type": "x"}, given)[0]["event_id"] == "e1"
+    assert len(client_events(event, given)) == 1
+    assert client_events({**event, "type": "response.output_text.delta"}, given) == []
+    assert client_events({"type": "x"}, given)[0]["event_id"] == "e1"
 
 
 def test_memory_is_bounded():
     """A session without end keeps bounded state."""
     given = translation()
     for number in range(2000):
-        told_of(
+        client_events(
             {
                 "type": "conversation.item.created",
                 "event_id": str(number),
@@ -433,7 +435,7 @@ def test_memory_is_bounded():
             },
             given,
         )
-        told_of(
+        client_events(
             {"type": "conversation.item.input_audio_transcription.text", "item_id": str(number), "text": "a"},
             given,
         )
@@ -444,21 +446,21 @@ def test_memory_is_bounded():
 def test_the_name_of_a_call_is_found():
     """The final event of a call's arguments names its function, even if only its item did."""
     given = translation()
-    told_of(
+    client_events(
         {"type": "response.output_item.added", "item": {"id": "i", "type": "function_call", "name": "f"}},
         given,
     )
-    (told,) = told_of(
+    (event_out,) = client_events(
         {"type": "response.function_call_arguments.done", "item_id": "i", "arguments": "{}"}, given
     )
-    assert told["name"] == "f"
+    assert event_out["name"] == "f"
 
 
 def test_a_transcription_is_sent_once_it_is_certain():
     """Qwen repeats the certain text and guesses the remainder; a client gets the new certain text."""
     given = translation()
     kind = "conversation.item.input_audio_transcription"
-    told = []
+    event_out = []
     for text, stash in (
         ("", "hel"),
         ("hello", "wor"),
@@ -466,8 +468,10 @@ def test_a_transcription_is_sent_once_it_is_certain():
         ("hello world", ""),
         ("other", ""),
     ):
-        told += told_of({"type": f"{kind}.text", "item_id": "i", "text": text, "stash": stash}, given)
-    assert [(event["type"], event["delta"]) for event in told] == [
+        event_out += client_events(
+            {"type": f"{kind}.text", "item_id": "i", "text": text, "stash": stash}, given
+        )
+    assert [(event["type"], event["delta"]) for event in event_out] == [
         (f"{kind}.delta", "hello"),
         (f"{kind}.delta", " world"),
     ]
@@ -489,17 +493,17 @@ ERRORS = {
 @pytest.mark.parametrize("modern", [True, False])
 def test_errors_of_the_server(error, message, modern):
     """An error has every key of OpenAI's errors."""
-    (told,) = told_of({"type": "error", "error": error}, translation(modern=modern))
-    judge(told, modern)
-    assert told["error"]["message"] == message
+    (event_out,) = client_events({"type": "error", "error": error}, translation(modern=modern))
+    judge(event_out, modern)
+    assert event_out["error"]["message"] == message
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": 1}', b"\x00\xff", '{"type": null}'], ids=repr)
 def test_invalid_events(text):
     """Invalid data becomes an error event that does not repeat it."""
-    (told,) = told_of(text)
-    assert told["error"]["code"] == "upstream_invalid_response"
-    assert "nonsense" not in told["error"]["message"]
+    (event_out,) = client_events(text)
+    assert event_out["error"]["code"] == "upstream_invalid_response"
+    assert "nonsense" not in event_out["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -530,11 +534,11 @@ def test_invalid_events(text):
 @pytest.mark.parametrize("modern", [True, False])
 def test_unusual_shapes_are_forwarded(kind, value, modern):
     """An event with parts of an unexpected shape still reaches the client."""
-    told = told_of(
+    event_out = client_events(
         {"type": kind, "session": value, "response": value, "item": value, "error": value},
         translation(modern=modern),
     )
-    assert told
+    assert event_out
 
 
 VALUES = st.recursive(
@@ -561,10 +565,10 @@ VALUES = st.recursive(
     ),
     st.booleans(),
 )
-def test_any_json_keeps_the_session_open(said, modern):
+def test_any_json_keeps_the_session_open(inputs, modern):
     """For any JSON from either end, JSON or nothing is sent on."""
     given_one = translation(modern=modern)
-    for from_client, kind, event in said:
+    for from_client, kind, event in inputs:
         text = json.dumps({**event, "type": kind})
         for out in given_one.from_client(text) if from_client else given_one.from_upstream(text):
             json_codec.dumps(out.event)
@@ -574,7 +578,7 @@ def test_any_json_keeps_the_session_open(said, modern):
 def test_the_end_of_a_session_is_recorded():
     """Qwen's final event is unknown to OpenAI's clients, and is not forwarded."""
     given = translation()
-    assert told_of({"type": "session.finished"}, given) == []
+    assert client_events({"type": "session.finished"}, given) == []
     assert given.usage.finished
 
 

@@ -10,7 +10,7 @@ from qproxy.wire import tool_calls
 from qproxy.wire.dialects import DIALECTS
 from qproxy.wire.endpoints import chat
 from qproxy.wire.events import RawToolCallDelta
-from tests.wire.pipeline import DONE, TARGET, call, calls, chunk, decoded, entry, meaning, said, same
+from tests.wire.pipeline import DONE, TARGET, call, calls, chunk, decoded, entry, meaning, same, texts
 from tests.wire.strict_reader import read_whole
 
 NAME = "get_weather"
@@ -105,7 +105,7 @@ def test_quirks(items, expected):
     """For any deltas and any end of the response, the calls are those that the model made."""
     for end in ENDS.values():
         assert meaning(*items, *end) == ("", "", expected, "tool_calls")
-    text = meaning(*said("I look"), *items, *said(" after"), *ENDS["stop"])
+    text = meaning(*texts("I look"), *items, *texts(" after"), *ENDS["stop"])
     assert text == ("I look after", "", expected, "tool_calls")
 
 
@@ -134,8 +134,8 @@ FINISHES = [
 @pytest.mark.parametrize(("sent", "reason"), FINISHES)
 def test_finish_of_text(sent, reason):
     """The finish reason matches the text, even if content is sent with the finish."""
-    assert meaning(*said("a"), chunk(None, sent), DONE) == ("a", "", [], reason)
-    assert meaning(*said("a"), chunk({"content": "b"}, sent), DONE) == ("ab", "", [], reason)
+    assert meaning(*texts("a"), chunk(None, sent), DONE) == ("a", "", [], reason)
+    assert meaning(*texts("a"), chunk({"content": "b"}, sent), DONE) == ("ab", "", [], reason)
 
 
 def test_an_empty_reason_after_null_ends_a_response():
@@ -146,18 +146,18 @@ def test_an_empty_reason_after_null_ends_a_response():
 
 
 FAILED = {
-    "error_finish": [*said("a"), chunk({"content": "Throttled: slow down"}, "error_finish"), DONE],
+    "error_finish": [*texts("a"), chunk({"content": "Throttled: slow down"}, "error_finish"), DONE],
     "error_finish after a call": [call(0, "x", NAME, A),
         chunk({"content": '{"error": {"code": "x", "message": "y"}}'}, "error_finish")],
-    "the end of the bytes": [*said("a")],
+    "the end of the bytes": [*texts("a")],
     "the end of the bytes in a call": [call(0, "x", NAME, A)],
-    "one choice of two": [*said("a"), *said("b", index=1), chunk(None, "stop", index=1)],
+    "one choice of two": [*texts("a"), *texts("b", index=1), chunk(None, "stop", index=1)],
     "only a nameless call": [call(0, "x", None, A), chunk(None, "tool_calls"), DONE],
-    "an error object": [*said("a"), {"error": {"message": "boom", "code": "x"}}],
-    "an error in words": [*said("a"), {"error": "boom"}],
-    "a DashScope error": [*said("a"), {"code": "InternalError", "message": "boom", "request_id": "r"}],
-    "an error event": [*said("a"), b'event: error\ndata: {"message": "boom"}\n\n'],
-    "broken JSON": [*said("a"), b'data: {"choices": [{"delta"\n\n', DONE],
+    "an error object": [*texts("a"), {"error": {"message": "boom", "code": "x"}}],
+    "an error in words": [*texts("a"), {"error": "boom"}],
+    "a DashScope error": [*texts("a"), {"code": "InternalError", "message": "boom", "request_id": "r"}],
+    "an error event": [*texts("a"), b'event: error\ndata: {"message": "boom"}\n\n'],
+    "broken JSON": [*texts("a"), b'data: {"choices": [{"delta"\n\n', DONE],
 }  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def test_choices_are_separate(other):
         chunk({"tool_calls": [entry(0, "x", NAME, A[:6])]}, index=one),
         {"choices": [chunk({"content": "h"}, index=other)["choices"][0],
             chunk({"tool_calls": [entry(0, "", None, A[6:])]}, index=one)["choices"][0]]},
-        *said("i", index=other),
+        *texts("i", index=other),
         chunk(None, "stop", index=other),
         chunk(None, "stop", index=one),
         DONE,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire.tool_calls.call_copies import NormalForm
-from tests.wire.pipeline import DONE, call, chunk, meaning, said, thought
+from tests.wire.pipeline import DONE, call, chunk, meaning, texts, thought
 
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
 COMPACT = '{"city":"Paris"}'
@@ -33,25 +33,25 @@ COPIES = {
     "the same id, nothing to pass": ([call(0, "a", "now", ""), call(1, "a", "now", "{}")], [NOW]),
     "a copy between calls": ([call(0, "a", NAME, A), call(1, "a", NAME, A), call(2, "b", NAME, B)],
         [PARIS, ROME]),
-    "written, then structured": ([*said(tags("Paris")), call(0, "a", NAME, A)], [PARIS]),
-    "structured, then written": ([call(0, "a", NAME, A), *said(tags("Paris"))], [PARIS]),
-    "two in both forms": ([*said(tags("Paris") + tags("Rome")), call(0, "a", NAME, A), call(1, "b", NAME, B)],
-        [PARIS, ROME]),
-    "two alike in both forms": ([*said(tags("Paris") * 2), call(0, "a", NAME, A), call(1, "b", NAME, A)],
+    "written, then structured": ([*texts(tags("Paris")), call(0, "a", NAME, A)], [PARIS]),
+    "structured, then written": ([call(0, "a", NAME, A), *texts(tags("Paris"))], [PARIS]),
+    "two in both forms": ([*texts(tags("Paris") + tags("Rome")), call(0, "a", NAME, A),
+        call(1, "b", NAME, B)], [PARIS, ROME]),
+    "two alike in both forms": ([*texts(tags("Paris") * 2), call(0, "a", NAME, A), call(1, "b", NAME, A)],
         [PARIS, PARIS]),
-    "structured in pieces": ([*said(tags("Paris")), call(0, "a", NAME, ""),
+    "structured in pieces": ([*texts(tags("Paris")), call(0, "a", NAME, ""),
         *(call(0, None, None, char) for char in A)], [PARIS]),
-    "with escapes": ([*said(tags("Zürich 🌊")), call(0, "a", NAME, json.dumps({"city": "Zürich 🌊"}))],
+    "with escapes": ([*texts(tags("Zürich 🌊")), call(0, "a", NAME, json.dumps({"city": "Zürich 🌊"}))],
         [(NAME, '{"city": "Zürich 🌊"}')]),
     "in reasoning, then structured": ([*thought(f"Go.\n{tags('Paris')}"), call(0, "a", NAME, A)], [PARIS]),
-    "in reasoning, then written": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Paris"))], [PARIS]),
-    "in reasoning, written and structured": ([*thought(f"Go.\n{tags('Paris')}\nSo."), *said(tags("Paris")),
+    "in reasoning, then written": ([*thought(f"Go.\n{tags('Paris')}"), *texts(tags("Paris"))], [PARIS]),
+    "in reasoning, written and structured": ([*thought(f"Go.\n{tags('Paris')}\nSo."), *texts(tags("Paris")),
         call(0, "a", NAME, A)], [PARIS]),
-    "in reasoning, then twice": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Paris") * 2)],
+    "in reasoning, then twice": ([*thought(f"Go.\n{tags('Paris')}"), *texts(tags("Paris") * 2)],
         [PARIS, PARIS]),
-    "written, then the same id twice": ([*said(tags("Paris")), call(0, "a", NAME, A), call(1, "a", NAME, A)],
+    "written, then the same id twice": ([*texts(tags("Paris")), call(0, "a", NAME, A), call(1, "a", NAME, A)],
         [PARIS]),
-    "with a prefixed name": ([*said(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
+    "with a prefixed name": ([*texts(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_a_copy_is_dropped(items, calls):
 
 
 DIFFERENT = {
-    "in reasoning, then another": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Rome"))], [PARIS, ROME]),
+    "in reasoning, then another": ([*thought(f"Go.\n{tags('Paris')}"), *texts(tags("Rome"))], [PARIS, ROME]),
     "twice in reasoning": ([*thought(f"Go.\n{tags('Paris')}\n{tags('Paris')}")], [PARIS, PARIS]),
     "the same id, other arguments": ([call(0, "a", NAME, A), call(1, "a", NAME, B)], [PARIS, ROME]),
     "the same id, another name": ([call(0, "a", NAME, A), call(1, "a", "now", "{}")], [PARIS, NOW]),
@@ -71,12 +71,13 @@ DIFFERENT = {
         call(2, "a", NAME, '{"city": "Par"}')], [PARIS, (NAME, '{"city": "Par"}')]),
     "other ids": ([call(0, "a", NAME, A), call(1, "b", NAME, A)], [PARIS, PARIS]),
     "no ids": ([call(0, None, NAME, A), call(1, None, NAME, A)], [PARIS, PARIS]),
-    "both written": (said(tags("Paris") * 2), [PARIS, PARIS]),
-    "written and structured, other arguments": ([*said(tags("Paris")), call(0, "a", NAME, B)], [PARIS, ROME]),
-    "structured and written, other arguments": ([call(0, "a", NAME, A), *said(tags("Rome"))], [PARIS, ROME]),
-    "one more in the other form": ([*said(tags("Paris")), call(0, "a", NAME, A), call(1, "b", NAME, A)],
+    "both written": (texts(tags("Paris") * 2), [PARIS, PARIS]),
+    "written and structured, other arguments": ([*texts(tags("Paris")), call(0, "a", NAME, B)],
+        [PARIS, ROME]),
+    "structured and written, other arguments": ([call(0, "a", NAME, A), *texts(tags("Rome"))], [PARIS, ROME]),
+    "one more in the other form": ([*texts(tags("Paris")), call(0, "a", NAME, A), call(1, "b", NAME, A)],
         [PARIS, PARIS]),
-    "written with more": ([*said(tags("Paris")), call(0, "a", NAME, '{"city": "Paris", "days": 1}')],
+    "written with more": ([*texts(tags("Paris")), call(0, "a", NAME, '{"city": "Paris", "days": 1}')],
         [PARIS, (NAME, '{"city": "Paris", "days": 1}')]),
     "other types": ([call(0, "a", NAME, '{"days": 1}'), call(1, "a", NAME, '{"days": true}')],
         [(NAME, '{"days": 1}'), (NAME, '{"days": true}')]),
@@ -104,13 +105,13 @@ def test_a_truncated_copy_is_reported():
 )
 def test_the_normal_form_depends_on_the_value(value, size):
     """Whitespace, escapes and cuts change nothing."""
-    texts = [
+    spellings = [
         json.dumps(value),
         json.dumps(value, ensure_ascii=False, indent=1),
         json.dumps(value, separators=(",", ":")),
     ]
     forms = set()
-    for text in texts:
+    for text in spellings:
         forms.add(NormalForm().feed(text))
         form = NormalForm()
         forms.add("".join(form.feed(text[at : at + size]) for at in range(0, len(text), size)))

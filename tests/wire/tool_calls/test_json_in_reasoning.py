@@ -5,7 +5,18 @@ from itertools import groupby
 import pytest
 
 from qproxy.wire.events import ReasoningDelta, TextDelta
-from tests.wire.pipeline import BODY, DONE, call, chunk, decoded, events, meaning, said, stream, thought
+from tests.wire.pipeline import (
+    BODY,
+    DONE,
+    call,
+    chunk,
+    decoded,
+    events,
+    meaning,
+    stream,
+    texts,
+    thought,
+)
 
 END = [chunk(None, "stop"), DONE]
 SCHEMA = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
@@ -29,15 +40,15 @@ def test_json_that_is_all_of_the_reasoning_is_content(text, request_format):
 def test_text_around_the_json_is_dropped(text):
     """A code block around it, a late end of reasoning and blank text behind it are not part of the
     content."""
-    assert meaning(*thought(text), *said("\n\n"), *END, body=body()) == (CAT, "", [], "stop")
+    assert meaning(*thought(text), *texts("\n\n"), *END, body=body()) == (CAT, "", [], "stop")
     assert meaning(*thought(*text), *END, body=body()) == (CAT, "", [], "stop")
     prose = text.replace(CAT, "A cat.")
-    assert meaning(*thought(*prose), *said("\n"), *END, body=body())[:2] == ("\n", prose)
+    assert meaning(*thought(*prose), *texts("\n"), *END, body=body())[:2] == ("\n", prose)
 
 
 KEPT = {
     "not requested": ([*thought(CAT), *END], {"type": "text"}, ("", CAT)),
-    "content follows": ([*thought(CAT), *said(CAT), *END], REQUEST, (CAT, CAT)),
+    "content follows": ([*thought(CAT), *texts(CAT), *END], REQUEST, (CAT, CAT)),
     "prose": ([*thought("I think of a cat."), *END], REQUEST, ("", "I think of a cat.")),
     "prose after it": ([*thought(CAT, " it is"), *END], REQUEST, ("", f"{CAT} it is")),
     "broken": ([*thought('{"label": cat'), *END], REQUEST, ("", '{"label": cat')),
@@ -77,8 +88,8 @@ TAILS = {
 @pytest.mark.parametrize(("reasoning", "text", "content", "whole"), TAILS.values(), ids=TAILS)
 def test_the_end_of_interrupted_reasoning_is_reasoning(reasoning, text, content, whole):
     """Text up to a late `</think>` belongs to reasoning that stopped within a sentence."""
-    assert meaning(*thought(reasoning), *said(text), *END)[:2] == (content, whole)
-    assert meaning(*thought(reasoning), *said(*text), *END)[:2] == (content, whole)
+    assert meaning(*thought(reasoning), *texts(text), *END)[:2] == (content, whole)
+    assert meaning(*thought(reasoning), *texts(*text), *END)[:2] == (content, whole)
 
 
 PLAIN = {
@@ -94,14 +105,20 @@ PLAIN = {
 @pytest.mark.parametrize(("reasoning", "text"), PLAIN.values(), ids=PLAIN)
 def test_text_after_reasoning_stays(reasoning, text):
     """Without the signs of an interruption, text that mentions the tag is forwarded unchanged."""
-    assert meaning(*thought(reasoning), *said(text), *END)[:2] == (text, reasoning)
-    assert meaning(*thought(reasoning), *said(*text), *END)[:2] == (text, reasoning)
+    assert meaning(*thought(reasoning), *texts(text), *END)[:2] == (text, reasoning)
+    assert meaning(*thought(reasoning), *texts(*text), *END)[:2] == (text, reasoning)
 
 
 @pytest.mark.parametrize("pieces", [["It is 4."], list(" and it is 4")])
 def test_text_between_reasoning_keeps_its_place(pieces):
     """Text between two parts of separated reasoning is sent before the second, held or not."""
-    items = [*thought("I count"), *said(*pieces), *thought("I check", ""), *said(" Yes, 4."), *END]
+    items = [
+        *thought("I count"),
+        *texts(*pieces),
+        *thought("I check", ""),
+        *texts(" Yes, 4."),
+        *END,
+    ]
     passed = [type(event) for event in events([stream(*items)], decoded(BODY))]
     order = [kind for kind, _ in groupby(kind for kind in passed if kind in (TextDelta, ReasoningDelta))]
     assert order == [ReasoningDelta, TextDelta, ReasoningDelta, TextDelta]

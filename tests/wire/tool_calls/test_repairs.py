@@ -9,7 +9,7 @@ import pytest
 
 import qproxy.wire
 from qproxy.wire.tool_calls import ModelProfile, marker_words, repairs
-from tests.wire.pipeline import BODY, DONE, call, calls, chunk, entry, said, same, thought
+from tests.wire.pipeline import BODY, DONE, call, calls, chunk, entry, same, texts, thought
 
 WIRE = Path(qproxy.wire.__file__).parent
 PAGE = Path(__file__).parents[3] / "docs" / "tool-calls.md"
@@ -65,34 +65,34 @@ MET = {
     "arguments_object": [call(0, "y", "now", {}), *END],
     "arguments_replayed": [call(0, "y", "now", A), call(0, "", None, A), *END],
     "arguments_snapshot": [call(0, "y", "now", A[:3]), call(0, "", None, A), *END],
-    "arguments_encoded": [*said(HERMES % '"{}"'), *END],
-    "arguments_broken": [*said(HERMES % "{a}"), *END],
-    "text_snapshot": [*said("He", "Hello"), chunk(None, "stop"), DONE],
-    "written_hermes": [*said(HERMES % "{}"), *END],
-    "written_coder": [*said("<tool_call><function=now></function></tool_call>"), *END],
-    "written_legacy": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}"), *END],
-    "written_react": [*said("Action: now\nAction Input: {}"), *END],
-    "written_bare": [*said('{"name": "now"}'), *END],
-    "written_element": [*said('<tools>{"name": "now", "arguments": {}}</tools>'), *END],
-    "written_named": [*said("<tool_call>now()</tool_call>"), *END],
+    "arguments_encoded": [*texts(HERMES % '"{}"'), *END],
+    "arguments_broken": [*texts(HERMES % "{a}"), *END],
+    "text_snapshot": [*texts("He", "Hello"), chunk(None, "stop"), DONE],
+    "written_hermes": [*texts(HERMES % "{}"), *END],
+    "written_coder": [*texts("<tool_call><function=now></function></tool_call>"), *END],
+    "written_legacy": [*texts("✿FUNCTION✿: now\n✿ARGS✿: {}"), *END],
+    "written_react": [*texts("Action: now\nAction Input: {}"), *END],
+    "written_bare": [*texts('{"name": "now"}'), *END],
+    "written_element": [*texts('<tools>{"name": "now", "arguments": {}}</tools>'), *END],
+    "written_named": [*texts("<tool_call>now()</tool_call>"), *END],
     "json_in_reasoning": [*thought('{"a": 1}'), chunk(None, "stop"), DONE],
     "call_in_thought": [*thought(HERMES % "{}"), *END],
-    "opener_missing": [*said("<function=now></function>"), *END],
-    "closer_missing": [*said('<tool_call>{"name": "now"}'), *END],
-    "closer_stray": [*said("</tool_call>\n" + HERMES % "{}"), *END],
-    "brace_extra": [*said('<tool_call>{"name": "now"}}</tool_call>'), *END],
+    "opener_missing": [*texts("<function=now></function>"), *END],
+    "closer_missing": [*texts('<tool_call>{"name": "now"}'), *END],
+    "closer_stray": [*texts("</tool_call>\n" + HERMES % "{}"), *END],
+    "brace_extra": [*texts('<tool_call>{"name": "now"}}</tool_call>'), *END],
     "parameter_twice": [
-        *said("<tool_call><function=now><parameter=a>1</parameter><parameter=a>2</parameter></function>"),
-        *said("</tool_call>"),
+        *texts("<tool_call><function=now><parameter=a>1</parameter><parameter=a>2</parameter></function>"),
+        *texts("</tool_call>"),
         *END,
     ],
-    "result_invented": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}\n✿RESULT✿: x"), *END],
-    "think_tag": [*said("<think>a</think>b"), chunk(None, "stop"), DONE],
-    "finish_missing": [*said("a"), DONE],
+    "result_invented": [*texts("✿FUNCTION✿: now\n✿ARGS✿: {}\n✿RESULT✿: x"), *END],
+    "think_tag": [*texts("<think>a</think>b"), chunk(None, "stop"), DONE],
+    "finish_missing": [*texts("a"), DONE],
     "finish_corrected": [call(0, "x", "now", "{}"), chunk(None, "stop"), DONE],
     "finish_truncated": [call(0, "x", "now", "{"), chunk(None, "stop"), DONE],
-    "finish_repeated": [*said("a"), chunk(None, "stop"), chunk(None, "stop"), DONE],
-    "after_finish": [*said("a"), chunk(None, "stop"), calls(entry(0, "x", "now", "{}")), DONE],
+    "finish_repeated": [*texts("a"), chunk(None, "stop"), chunk(None, "stop"), DONE],
+    "after_finish": [*texts("a"), chunk(None, "stop"), calls(entry(0, "x", "now", "{}")), DONE],
 }  # fmt: skip
 PROFILES = {
     "text_snapshot": ModelProfile(cumulative=True),
@@ -121,5 +121,5 @@ def test_a_bare_call_counts_as_one_kind():
 def test_a_clean_stream_needs_no_repair():
     """A response that keeps the contract is forwarded unchanged."""
     found: Counter[str] = Counter()
-    same(*said("Hi"), call(0, "x", "now", ""), call(0, None, None, "{}"), *END, repairs=found)
+    same(*texts("Hi"), call(0, "x", "now", ""), call(0, None, None, "{}"), *END, repairs=found)
     assert not found

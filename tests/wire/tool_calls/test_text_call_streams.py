@@ -10,7 +10,7 @@ import json
 import pytest
 
 from qproxy.wire.tool_calls import ModelProfile
-from tests.wire.pipeline import DONE, TEXT, call, chunk, function, meaning, play, said, stream, thought
+from tests.wire.pipeline import DONE, TEXT, call, chunk, function, meaning, play, stream, texts, thought
 
 NAME = "get_weather"
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
@@ -32,7 +32,7 @@ def tags(name, *parameters, newline="\n", wrapped=True):
 def meaning_of_text(text, finish="stop", **options):
     """Return the meaning of a response with this text, at any cut into deltas and with any in-progress finish
     reason."""
-    found = meaning(*said(text), chunk(None, finish), DONE, **options)
+    found = meaning(*texts(text), chunk(None, finish), DONE, **options)
     for size, going in ((1, None), (4, "null"), (3, "")):
         deltas = [chunk({"content": text[at : at + size]}, going) for at in range(0, len(text), size)]
         choices, error = play([stream(deltas, chunk(None, finish), DONE)], **options)
@@ -366,21 +366,21 @@ SPLIT = {
 def test_structured_reasoning(hidden, text, shown, reasoned, expected, key):
     """Reasoning under either name is one field; calls in it are parsed, and leaked tags are dropped."""
     result = (shown, reasoned, expected, "tool_calls" if expected else "stop")
-    assert meaning(*thought(hidden, key=key), *said(text), *END) == result
-    assert meaning(*said("\n"), *thought(hidden, key=key), *said(text), *END)[1:] == result[1:]
+    assert meaning(*thought(hidden, key=key), *texts(text), *END) == result
+    assert meaning(*texts("\n"), *thought(hidden, key=key), *texts(text), *END)[1:] == result[1:]
 
 
 def test_text_and_structured_calls_in_one_response():
     """They share one sequence of indices; blanks between them are dropped."""
     structured = call(0, "q", "now", "{}")
-    assert meaning(*said("a\n", H, "\n"), structured, *said("\n"), *END) == (
+    assert meaning(*texts("a\n", H, "\n"), structured, *texts("\n"), *END) == (
         "a\n",
         "",
         [PARIS, NOW],
         "tool_calls",
     )
-    assert meaning(structured, *said("\n", H), *END) == ("", "", [NOW, PARIS], "tool_calls")
-    assert meaning(*thought("hm"), *said("\n\n"), structured, *END) == ("", "hm", [NOW], "tool_calls")
+    assert meaning(structured, *texts("\n", H), *END) == ("", "", [NOW, PARIS], "tool_calls")
+    assert meaning(*thought("hm"), *texts("\n\n"), structured, *END) == ("", "hm", [NOW], "tool_calls")
 
 
 def test_custom_tools_in_text():

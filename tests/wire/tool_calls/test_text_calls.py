@@ -150,10 +150,10 @@ HERMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said", "calls"), HERMES.values(), ids=HERMES.keys())
-def test_hermes(text, said, calls):
+@pytest.mark.parametrize(("text", "expected_text", "calls"), HERMES.values(), ids=HERMES.keys())
+def test_hermes(text, expected_text, calls):
     """JSON blocks become calls; the text around them is unchanged."""
-    assert same(text) == (said, calls, "tool_calls")
+    assert same(text) == (expected_text, calls, "tool_calls")
 
 
 TEXT = {
@@ -326,10 +326,10 @@ LEGACY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said", "calls"), LEGACY.values(), ids=LEGACY.keys())
-def test_marker_words(text, said, calls):
+@pytest.mark.parametrize(("text", "expected_text", "calls"), LEGACY.values(), ids=LEGACY.keys())
+def test_marker_words(text, expected_text, calls):
     """Marker words become calls; the result that the model invents is dropped."""
-    assert same(text) == (said, calls, "tool_calls")
+    assert same(text) == (expected_text, calls, "tool_calls")
 
 
 BARE = {
@@ -353,9 +353,9 @@ BARE = {
 @pytest.mark.parametrize("case", BARE.values(), ids=BARE.keys())
 def test_bare_json(case):
     """With the profile, JSON that is the whole response or fence is a call."""
-    text, said, calls, *after = case
+    text, expected_text, calls, *after = case
     profile = tool_calls.ModelProfile(bare_json=True)
-    assert same(text, profile=profile) == (said + "".join(after), calls, "tool_calls")
+    assert same(text, profile=profile) == (expected_text + "".join(after), calls, "tool_calls")
 
 
 @pytest.mark.parametrize(
@@ -437,10 +437,12 @@ THOUGHTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "thought", "said", "calls"), THOUGHTS.values(), ids=THOUGHTS.keys())
-def test_calls_and_inline_reasoning(text, thought, said, calls):
+@pytest.mark.parametrize(
+    ("text", "thought", "expected_text", "calls"), THOUGHTS.values(), ids=THOUGHTS.keys()
+)
+def test_calls_and_inline_reasoning(text, thought, expected_text, calls):
     """A call ends reasoning without a closing tag, under strict rules; a late tag is dropped."""
-    assert same(text) == (said, calls, "tool_calls" if calls else "stop")
+    assert same(text) == (expected_text, calls, "tool_calls" if calls else "stop")
     stage = tool_calls.build_pipeline(TURN)
     out = [e for piece in text for e in stage.feed(TextDelta(piece))] + list(
         stage.feed(ChoiceFinished("stop"))

@@ -49,7 +49,7 @@ def chat_call(id="t1", name="get", arguments="{}"):
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def said(content, **more):
+def assistant_message(content, **more):
     return {"role": "assistant", "content": content, **more}
 
 
@@ -187,38 +187,65 @@ def test_rejects_an_unusable_block(block, path):
 
 
 ASSISTANT = {
-    "a string": ({"role": "assistant", "content": "hi"}, said("hi")),
-    "texts": (assistant("a", "b"), said("ab")),
-    "nothing": (assistant(""), said("")),
+    "a string": ({"role": "assistant", "content": "hi"}, assistant_message("hi")),
+    "texts": (assistant("a", "b"), assistant_message("ab")),
+    "nothing": (assistant(""), assistant_message("")),
     "a call": (
         assistant(use(a=1, b=[2.5, "é"])),
-        said(None, tool_calls=[chat_call(arguments='{"a": 1, "b": [2.5, "é"]}')]),
+        assistant_message(None, tool_calls=[chat_call(arguments='{"a": 1, "b": [2.5, "é"]}')]),
     ),
-    "a call without input": (assistant({**use(), "input": None}), said(None, tool_calls=[chat_call()])),
+    "a call without input": (
+        assistant({**use(), "input": None}),
+        assistant_message(None, tool_calls=[chat_call()]),
+    ),
     "a text and calls": (
         assistant("x", use(), use("t2", "put")),
-        said("x", tool_calls=[chat_call(), chat_call("t2", "put")]),
+        assistant_message("x", tool_calls=[chat_call(), chat_call("t2", "put")]),
     ),
     "a call with an id of ours": (
         assistant(use("toolu_b64_ZnVuY3Rpb25zLmdldDow")),
-        said(None, tool_calls=[chat_call("functions.get:0")]),
+        assistant_message(None, tool_calls=[chat_call("functions.get:0")]),
     ),
-    "a thought": (assistant(thought("t", signature="any"), "x"), said("x", reasoning_content="t")),
-    "a thought without signature": (assistant(thought("t"), "x"), said("x", reasoning_content="t")),
-    "an empty thought": (assistant(thought("", signature="s"), "x"), said("x", reasoning_content="")),
+    "a thought": (
+        assistant(thought("t", signature="any"), "x"),
+        assistant_message("x", reasoning_content="t"),
+    ),
+    "a thought without signature": (
+        assistant(thought("t"), "x"),
+        assistant_message("x", reasoning_content="t"),
+    ),
+    "an empty thought": (
+        assistant(thought("", signature="s"), "x"),
+        assistant_message("x", reasoning_content=""),
+    ),
+    "a thought": (
+        assistant(thought("t", signature="any"), "x"),
+        assistant_message("x", reasoning_content="t"),
+    ),
+    "a thought without signature": (
+        assistant(thought("t"), "x"),
+        assistant_message("x", reasoning_content="t"),
+    ),
+    "an empty thought": (
+        assistant(thought("", signature="s"), "x"),
+        assistant_message("x", reasoning_content=""),
+    ),
     "a thought that is null": (
         assistant(thought(None, signature="s"), "x"),
-        said("x", reasoning_content=""),
+        assistant_message("x", reasoning_content=""),
     ),
     "thoughts": (
         assistant(thought("a", signature=""), "x", thought("b", signature="s"), use()),
-        said("x", reasoning_content="a\nb", tool_calls=[chat_call()]),
+        assistant_message("x", reasoning_content="a\nb", tool_calls=[chat_call()]),
     ),
     "a sealed thought": (
         assistant(thought("summary", signature=signatures.seal("gAAAA==")), "x"),
-        said("x", reasoning_content="summary", encrypted_content="gAAAA=="),
+        assistant_message("x", reasoning_content="summary", encrypted_content="gAAAA=="),
     ),
-    "a marked text": (assistant(text("x", cache_control=HOUR)), said("x", cache_control=EPHEMERAL)),
+    "a marked text": (
+        assistant(text("x", cache_control=HOUR)),
+        assistant_message("x", cache_control=EPHEMERAL),
+    ),
 }
 
 
@@ -246,7 +273,7 @@ DROPPED = (
 def test_blocks_of_another_vendor(kind):
     """Blocks of a response that only Anthropic's models can use are dropped and named."""
     turn = decode(messages=[user("q"), assistant("a", {"type": kind, "data": "x"}, "b"), user("c")])
-    assert turn.messages[1] == said("ab")
+    assert turn.messages[1] == assistant_message("ab")
     assert turn.ignored == (f"content.{kind}",)
 
 
@@ -268,7 +295,7 @@ def test_rejects_invalid_calls(block, key):
 def test_prefill():
     """A response at the end is a prefill, without its trailing blanks."""
     turn = decode(messages=[user("q"), assistant("The answer is \n")])
-    assert turn.messages[-1] == said("The answer is", partial=True)
+    assert turn.messages[-1] == assistant_message("The answer is", partial=True)
     turn = decode(messages=[user("q"), assistant("x", use())])
     assert "partial" not in turn.messages[-1]
 
@@ -308,7 +335,7 @@ SYSTEM_MESSAGES = {
     ),
     "between": (
         [user("a"), SYSTEM_MESSAGE, assistant("b"), user("c")],
-        [user("a"), reminder("S"), said("b"), user("c")],
+        [user("a"), reminder("S"), assistant_message("b"), user("c")],
     ),
     "of blocks": (
         [user("a"), {"role": "system", "content": [text("S"), text(""), text("T", cache_control=HOUR)]}],
@@ -334,11 +361,11 @@ SYSTEM_MESSAGES = {
     ),
     "cleared at the next user message": (
         [user("a"), {**SYSTEM_MESSAGE, "clear_at": "next_user_message"}, assistant("b"), user("c")],
-        [user("a"), said("b"), user("c")],
+        [user("a"), assistant_message("b"), user("c")],
     ),
     "not cleared yet": (
         [user("a"), {**SYSTEM_MESSAGE, "clear_at": "next_user_message"}, assistant("b", use())],
-        [user("a"), reminder("S"), said("b", tool_calls=[chat_call()])],
+        [user("a"), reminder("S"), assistant_message("b", tool_calls=[chat_call()])],
     ),
     "never cleared": (
         [user("a"), {**SYSTEM_MESSAGE, "clear_at": "never"}, user("c")],

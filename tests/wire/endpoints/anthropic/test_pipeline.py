@@ -63,7 +63,7 @@ def test_stop_sequence(field):
         last = pipeline.chunk({}, "stop")
         last["choices"][0][field] = named
         raw = pipeline.stream(chunk, last, pipeline.DONE)
-        asked = replace(turn(), endpoint_state=AnthropicRequest(frozenset({"END"})))
-        body = anthropic.response(asked, pipeline.events([raw], asked))
+        request = replace(turn(), endpoint_state=AnthropicRequest(frozenset({"END"})))
+        body = anthropic.response(request, pipeline.events([raw], request))
         assert body["stop_reason"] == reason
         assert body["stop_sequence"] == ("END" if reason == "stop_sequence" else None)

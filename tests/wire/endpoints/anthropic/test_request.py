@@ -171,10 +171,10 @@ def test_prompt_size():
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "d" * 400}]},
     ]
     tools = [{"name": "f", "description": "e" * 400, "input_schema": {"type": "object"}}]
-    asked = {"messages": history, "tools": tools}
-    size = prompt_size(decode(**asked))
+    fields = {"messages": history, "tools": tools}
+    size = prompt_size(decode(**fields))
     assert (size.images, 2000 <= size.text_bytes <= 2280) == (1, True)
     body = anthropic.decode(
-        parse_body(str({**ASKED, **asked}).replace("'", '"').encode()), id="x", created=1, **DECODE_LIMITS
+        parse_body(str({**ASKED, **fields}).replace("'", '"').encode()), id="x", created=1, **DECODE_LIMITS
     )
     assert abs(prompt_size(body).text_bytes - size.text_bytes) < 80

@@ -156,15 +156,15 @@ STORIES: dict[str, tuple[list[Event], list[str], str]] = {
 def test_event_sequences(events, kinds, status):
     """Each sequence has OpenAI's events in OpenAI's order, and the whole response equals the stream's
     last."""
-    asked = turn(tools=[{"type": "function", "name": "f"}, {"type": "custom", "name": "sql"}])
-    text, response = encode(asked, *events, StreamDone())
+    request = turn(tools=[{"type": "function", "name": "f"}, {"type": "custom", "name": "sql"}])
+    text, response = encode(request, *events, StreamDone())
     happened = read(text)
     assert [event["type"] for event in happened[:2]] == ["response.created", "response.in_progress"]
     first = judge(Response, happened[0]["response"])
     assert (first.id, first.status, first.output, first.created_at) == (ID, "in_progress", [], 1700000000)
     assert short(happened) == kinds
     assert happened[-1]["type"] == f"response.{status}"
-    assert happened[-1]["response"] == response == responses.response(asked, events)
+    assert happened[-1]["response"] == response == responses.response(request, events)
     assert judge(Response, response).status == status
     done = [event["item"] for event in happened if event["type"] == "response.output_item.done"]
     assert done == response["output"]
@@ -208,7 +208,7 @@ def test_unreported_usage_is_estimated():
 
 def test_the_response_repeats_the_request():
     """Every field that the request set is in the response."""
-    said = {
+    written = {
         "instructions": "be brief", "max_output_tokens": 9, "metadata": {"a": "b"}, "temperature": 0.5,
         "top_p": 0.9,
         "parallel_tool_calls": False, "previous_response_id": "resp_1", "prompt_cache_key": "k",
@@ -219,9 +219,9 @@ def test_the_response_repeats_the_request():
             "verbosity": "low"},
         "top_logprobs": 1, "max_tool_calls": 2,
     }  # fmt: skip
-    response = responses.response(turn(**said), [ChoiceFinished("stop")])
+    response = responses.response(turn(**written), [ChoiceFinished("stop")])
     judge(Response, response)
-    assert {key: response[key] for key in said} == said
+    assert {key: response[key] for key in written} == written
 
 
 def test_log_probabilities_only_on_request():
@@ -231,8 +231,8 @@ def test_log_probabilities_only_on_request():
     chance = events["response.output_text.delta"]["logprobs"][0]
     assert chance == {"token": "a", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]}
     judge(Response, response)
-    told = response["output"][0]["content"][0]["logprobs"][0]
-    assert (told["token"], told["bytes"], told["top_logprobs"][0]["bytes"]) == ("a", [97], [98])
+    logprob = response["output"][0]["content"][0]["logprobs"][0]
+    assert (logprob["token"], logprob["bytes"], logprob["top_logprobs"][0]["bytes"]) == ("a", [97], [98])
     text, _ = encode(turn(), TextDelta("a", logprobs=LOGPROBS), ChoiceFinished("stop"))
     assert 'logprob"' not in text
 
@@ -244,8 +244,8 @@ def test_encrypted_reasoning_returns():
         [ReasoningDelta("hm"), TextDelta("a"), ChoiceFinished("stop")],
     )
     judge(Response, response)
-    thought, said = response["output"]
-    again = turn(input=[{**thought, "summary": []}, said])
+    thought, written = response["output"]
+    again = turn(input=[{**thought, "summary": []}, written])
     assert again.messages == [{"role": "assistant", "content": "a", "reasoning_content": "hm"}]
     assert (
         "encrypted_content"
@@ -260,8 +260,8 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize(("error", "code", "ours"), FAILURES.values(), ids=FAILURES)
-def test_a_failed_response(error, code, ours):
+@pytest.mark.parametrize(("error", "code", "client_code"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_response(error, code, client_code):
     """A failed response has its partial output and a failed status, and then an error makes the clients
     raise."""
     text, response = encode(
@@ -277,7 +277,7 @@ def test_a_failed_response(error, code, ours):
     assert failed["response"]["error"]["code"] == code
     assert failed["response"]["error"]["message"] == error.message
     assert [item["status"] for item in failed["response"]["output"]] == ["completed", "incomplete"]
-    assert (last["type"], last["code"], last["message"]) == ("error", ours, error.message)
+    assert (last["type"], last["code"], last["message"]) == ("error", client_code, error.message)
     assert last["error"] == error_object(error)
     with pytest.raises(type(error)):
         responses.response(turn(), [TextDelta("a"), StreamFailed(error)])
@@ -325,21 +325,21 @@ def test_any_response(events):
     text, response = encode(turn(), *events)
     happened = read(text, validated=False)
     opened: list = []
-    said = ""
+    written = ""
     for event in happened[2:-1]:
         kind = event["type"]
         if kind == "response.output_item.added":
             assert event["output_index"] == len(opened)
             opened.append(event["item"]["id"])
-            said = ""
+            written = ""
         elif kind == "response.output_item.done":
             assert event["item"]["id"] == opened[-1]
             assert response["output"][len(opened) - 1] == event["item"]
         else:
             assert (event["item_id"], event["output_index"]) == (opened[-1], len(opened) - 1)
-            said += event.get("delta", "")
+            written += event.get("delta", "")
             if kind.endswith(("text.done", "arguments.done")):
-                assert event.get("text", event.get("arguments")) == said
+                assert event.get("text", event.get("arguments")) == written
     calls = [item for item in response["output"] if item["type"] == "function_call"]
     assert [(call["call_id"], call["arguments"]) for call in calls] == [
         (event.id, '{"a":1}') for event in events if isinstance(event, ToolCallStart)

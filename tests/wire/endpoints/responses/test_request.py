@@ -239,12 +239,12 @@ def test_tools_and_choices(choice, read, echo):
 
 def test_allowed_tools():
     """Only the allowed tools are offered."""
-    wanted = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
-    turn = decode(tools=[FUNCTION, CUSTOM], tool_choice=wanted)
+    tool_choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+    turn = decode(tools=[FUNCTION, CUSTOM], tool_choice=tool_choice)
     assert turn.tool_names() == ["f"]
     assert len(turn.tools) == 1
     assert turn.tool_choice == "required"
-    assert responses.request_of(turn).echo["tool_choice"] == wanted
+    assert responses.request_of(turn).echo["tool_choice"] == tool_choice
 
 
 GROUP = {
