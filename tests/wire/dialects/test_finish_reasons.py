@@ -44,13 +44,13 @@ def test_a_failing_or_unknown_reason_is_an_error(name):
 @pytest.mark.parametrize("reason", [{"type": "stop", "matched": 151645}, {"type": "eos"}])
 def test_an_object_with_a_type_is_a_reason(reason):
     """SGLang's own finish reason is an object; its type is the reason."""
-    assert meaning(said(HALF), chunk(finish=reason), DONE) == (HALF, "", [], "stop")
+    assert meaning(texts(HALF), chunk(finish=reason), DONE) == (HALF, "", [], "stop")
 
 
 @pytest.mark.parametrize("reason", [{"type": "abort", "message": "x"}, {"kind": "stop"}, 7, False, ["stop"]])
 def test_a_reason_of_another_type_is_an_error(reason):
     """A finish reason that is no text is unknown, unless it is an object with a known type."""
-    _, error = same(said(HALF), chunk(finish=reason), DONE)
+    _, error = same(texts(HALF), chunk(finish=reason), DONE)
     assert error is not None
     assert "finish_reason" in error["message"]
 

@@ -218,18 +218,6 @@ ASSISTANT = {
         assistant(thought("", signature="s"), "x"),
         assistant_message("x", reasoning_content=""),
     ),
-    "a thought": (
-        assistant(thought("t", signature="any"), "x"),
-        assistant_message("x", reasoning_content="t"),
-    ),
-    "a thought without signature": (
-        assistant(thought("t"), "x"),
-        assistant_message("x", reasoning_content="t"),
-    ),
-    "an empty thought": (
-        assistant(thought("", signature="s"), "x"),
-        assistant_message("x", reasoning_content=""),
-    ),
     "a thought that is null": (
         assistant(thought(None, signature="s"), "x"),
         assistant_message("x", reasoning_content=""),
