@@ -1,9 +1,7 @@
-"""Clients that leave: the ways to do it, the moments at which they do, and what must hold right afterwards.
+"""Clients that disconnect: the ways and moments, and the conditions that must hold afterwards.
 
-A new kind of request adds a row to `MOMENTS` (or makes a `Moment` of its own) and is left in all ways:
-
-    async with real(app) as port:
-        await left(it, port, WAYS[name], moment)
+A new kind of request adds a row to `MOMENTS` (or its own `Moment`) and is tested in all ways with
+`disconnect_and_check`.
 """
 
 import json
@@ -37,13 +35,12 @@ def slow(*pieces):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the client has asked, what the server behind has said so far, and what the client has had of
-    it."""
+    """A client's request, the upstream's reply so far, and the client's received part."""
 
     reply: ScriptedReply
     stream: bool
-    begun: bool = False
-    """The client has had a piece of the answer."""
+    has_data: bool = False
+    """The client has received a part of the response."""
     body: dict[str, Any] = field(default_factory=lambda: HELLO)
     path: str = "/v1/chat/completions"
 
@@ -51,7 +48,7 @@ class Moment:
 MOMENTS = {
     "before the head": Moment(ScriptedReply((PauseStep(1000),)), stream=True),
     "before the first event": Moment(slow(b": wait\n\n"), stream=True),
-    "in mid-stream": Moment(slow(BEGUN), stream=True, begun=True),
+    "in mid-stream": Moment(slow(BEGUN), stream=True, has_data=True),
     "whole answer": Moment(slow(BEGUN), stream=False),
     "a batch of embeddings": Moment(
         ScriptedReply((PauseStep(1000),)),
@@ -61,14 +58,14 @@ MOMENTS = {
     ),
 }
 Ask = Callable[[trio.abc.HalfCloseableStream, Moment], Awaitable[Callable[[], Awaitable[None]]]]
-"""Ask, and come back with how to leave."""
+"""A function that sends a request and returns the function that disconnects."""
 
 
 async def _over_h1(half, stream, moment):
     client = H1Client(stream)
     body = json.dumps({**moment.body, "stream": moment.stream}).encode()
     await client.send("POST", moment.path, body, [JSON_HEADER])
-    if moment.begun:
+    if moment.has_data:
         assert (await client.event()).status_code == 200
         assert isinstance(await client.event(), h11.Data)
     return stream.send_eof if half else client.aclose
@@ -79,17 +76,17 @@ async def _over_h2(reset, stream, moment):
     await client.begin()
     body = json.dumps({**moment.body, "stream": moment.stream}).encode()
     number = await client.send("POST", moment.path, body, [JSON_HEADER])
-    if moment.begun:
+    if moment.has_data:
         await client.event(h2.events.DataReceived)
 
-    async def leave():
+    async def disconnect():
         if reset:
             client.http.reset_stream(number)
             await client.flush()
         else:
             await trio.aclose_forcefully(stream)
 
-    return leave
+    return disconnect
 
 
 WAYS: dict[str, Ask] = {
@@ -101,22 +98,21 @@ WAYS: dict[str, Ask] = {
 
 
 async def until(holds):
-    """Return when it holds: what is waited for has no event of its own."""
+    """Wait until `holds()` is true, for conditions without an event."""
     while not holds():  # noqa: ASYNC110
         await trio.sleep(0.001)
 
 
-async def left(it, stream, ask, moment, caplog, *, within):
-    """Leave at a moment; the upstream is closed in time, everything is given back, and the log has no
-    error."""
+async def disconnect_and_check(it, stream, ask, moment, caplog, *, within):
+    """Disconnect at a moment; the upstream closes in time, everything is released, and no error is logged."""
     it.emulator.script(moment.reply)
     seen = len(it.emulator.requests)
-    leave = await ask(stream, moment)
+    disconnect = await ask(stream, moment)
     await until(lambda: len(it.emulator.requests) > seen)
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert not it.sound()
     with trio.fail_after(within):
-        await leave()
+        await disconnect()
         await it.emulator.requests[-1].disconnected.wait()
         await until(
             lambda: (
@@ -127,15 +123,12 @@ async def left(it, stream, ask, moment, caplog, *, within):
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     await trio.aclose_forcefully(stream)
     with trio.fail_after(within):
-        await until(
-            lambda: http_server.TCPServer.connections == 0
-        )  # the client's own socket is given back too
+        await until(lambda: http_server.TCPServer.connections == 0)  # the client's own socket is released too
 
 
 @asynccontextmanager
 async def real_world():
-    """A world whose client's side and upstream's side are both real sockets on loopback; yields it and a
-    connector."""
+    """Yield a world with real sockets on both sides on loopback, and a connector."""
     http_server.patch_hypercorn()
     emulator = Emulator()
 

@@ -1,5 +1,4 @@
-"""Realtime clients for tests: a WebSocket to an app, over a memory pair or a real socket, and what it
-hears."""
+"""Realtime clients for tests: a WebSocket to an app, over a memory pair or a real socket, and its events."""
 
 import json
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n"
 )
-"""What asks for a WebSocket."""
+"""A request that asks for a WebSocket."""
 TOOL = {
     "type": "function",
     "name": "get_weather",
@@ -36,31 +35,31 @@ def user(text):
 
 @dataclass
 class Talk:
-    """One session from the client's end."""
+    """A client's end of one session."""
 
     socket: Any
-    heard: list = field(default_factory=list)
+    received: list = field(default_factory=list)
 
-    async def say(self, event):
+    async def send(self, event):
         await self.socket.send_message(event if isinstance(event, str | bytes) else json.dumps(event))
 
-    async def hear(self):
+    async def receive(self):
         event = json.loads(await self.socket.get_message())
-        self.heard.append(event)
+        self.received.append(event)
         return event
 
     async def until(self, kind):
-        """The next event of this kind; those before it are kept in `heard`."""
-        while (event := await self.hear())["type"] != kind:
+        """Return the next event of this kind; `received` keeps those before it."""
+        while (event := await self.receive())["type"] != kind:
             pass
         return event
 
     async def end(self):
-        """(events up to the end, close code, reason)."""
+        """Return (events up to the end, close code, reason)."""
         events = []
         try:
             while True:
-                events.append(await self.hear())
+                events.append(await self.receive())
         except ConnectionClosed as closed:
             reason: Any = closed.reason
             return events, reason.code, reason.reason
@@ -68,7 +67,7 @@ class Talk:
 
 @asynccontextmanager
 async def over(stream, model=MODEL, headers=(), subprotocols=(), path="/v1/realtime"):
-    """A session over an open stream; raises trio_websocket.ConnectionRejected when it is refused."""
+    """Yield a session over an open stream; raise trio_websocket.ConnectionRejected when it is rejected."""
     async with trio.open_nursery() as nursery:
         socket = await wrap_client_stream(
             nursery,
@@ -85,6 +84,6 @@ async def over(stream, model=MODEL, headers=(), subprotocols=(), path="/v1/realt
 
 @asynccontextmanager
 async def talk(app, model=MODEL, headers=(), subprotocols=(), path="/v1/realtime", **config):
-    """A session with an app that Hypercorn serves over a memory pair."""
+    """Yield a session with an app that Hypercorn serves over a memory pair."""
     async with served(app, **config) as stream, over(stream, model, headers, subprotocols, path) as talking:
         yield talking

@@ -1,5 +1,4 @@
-"""How long a client may hold a connection: without a whole request no longer than the idle time, and none for
-ever."""
+"""A connection without a complete request lasts at most the idle time, and no connection lasts forever."""
 
 import math
 from contextlib import suppress
@@ -65,7 +64,7 @@ TRICKLES = {
 
 
 async def closed_after(stream, trickle=b""):
-    """When the server closes the connection, while some bytes go to it each second."""
+    """Return the time at which the server closes the connection, while `trickle` is sent each second."""
     async with trio.open_nursery() as nursery:
 
         async def send():
@@ -86,8 +85,8 @@ async def closed_after(stream, trickle=b""):
 
 @pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
 @pytest.mark.parametrize("pause", [0, 5])
-async def test_an_opening_that_asks_nothing(opening, pause, autojump_clock):
-    """The idle time runs from the connection's beginning, however late the opening comes."""
+async def test_an_opening_without_a_request(opening, pause, autojump_clock):
+    """The idle time starts with the connection, however late the opening arrives."""
     async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
         await trio.sleep(pause)
         await stream.send_all(opening)
@@ -96,8 +95,8 @@ async def test_an_opening_that_asks_nothing(opening, pause, autojump_clock):
 
 @pytest.mark.parametrize("trickle", TRICKLES.values(), ids=TRICKLES)
 @pytest.mark.parametrize("opening", [b"", BEGIN, BEGIN + b"\0\0\x08\6", PREFACE[:18]])
-async def test_bytes_that_ask_nothing(opening, trickle, autojump_clock):
-    """Whatever is sent short of a whole request makes no time (what is wrong ends sooner)."""
+async def test_bytes_without_a_request(opening, trickle, autojump_clock):
+    """Bytes short of a whole request do not extend the idle time (invalid ones end it sooner)."""
     async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
         await stream.send_all(opening)
         assert await closed_after(stream, trickle) <= TIMEOUT
@@ -112,8 +111,8 @@ IDLE_FRAMES = st.sampled_from([
 
 
 def test_openings_at_random():
-    """Frames that ask nothing, in any order, cut anywhere and sent at any pace, hold a connection no longer
-    than the idle time."""
+    """Frames without a request, in any order, cut anywhere and at any pace, hold a connection no longer than
+    the idle time."""
 
     @given(st.lists(IDLE_FRAMES, max_size=12), st.integers(0, 400), st.integers(1, 60), st.floats(0.1, 5))
     @examples(100)
@@ -148,9 +147,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("request_frames", REFUSED.values(), ids=REFUSED)
-async def test_after_a_stream_that_is_over(request_frames, autojump_clock):
-    """The time begins anew when a stream is over, also one that was refused before it was one; pings do not
-    extend it."""
+async def test_idle_time_after_a_closed_stream(request_frames, autojump_clock):
+    """The idle time restarts when a stream closes, even a rejected one; pings do not extend it."""
     async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
         await trio.sleep(3)
         await stream.send_all(BEGIN + request_frames)
@@ -158,7 +156,7 @@ async def test_after_a_stream_that_is_over(request_frames, autojump_clock):
 
 
 async def test_a_body_that_never_comes(autojump_clock):
-    """A whole head whose body never comes has `body_timeout`, and then the idle time."""
+    """A whole head without its body is closed at `body_timeout` plus the idle time."""
     post = [*POST, ("content-type", "application/json")]
     post[1] = (":path", "/v1/chat/completions")
     async with world(client_body_timeout=20.0) as it, served(it.app, keep_alive_timeout=TIMEOUT) as stream:
@@ -166,8 +164,8 @@ async def test_a_body_that_never_comes(autojump_clock):
         assert await closed_after(stream, PINGS) == 20 + TIMEOUT
 
 
-async def test_an_upgrade_of_connect(caplog, autojump_clock):
-    """A CONNECT that wants to go on in HTTP/2 is answered as it is, and is no error in the log."""
+async def test_a_connect_that_asks_for_an_upgrade(caplog, autojump_clock):
+    """A CONNECT that asks to upgrade to HTTP/2 gets an HTTP/1.1 response, and logs no error."""
     async with served(answer) as stream:
         await stream.send_all(
             b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: "
@@ -179,7 +177,7 @@ async def test_an_upgrade_of_connect(caplog, autojump_clock):
 
 @pytest.fixture(params=[0.9, 1.1])
 def age(request, monkeypatch):
-    """The seconds after which a connection is old."""
+    """Return the seconds after which a connection is old."""
     monkeypatch.setattr(http_server.TCPServer, "max_age", 1000.0)
     monkeypatch.setattr("random.uniform", lambda low, high: {0.9: low, 1.1: high}[request.param])
     return 1000.0 * request.param
@@ -187,7 +185,7 @@ def age(request, monkeypatch):
 
 @pytest.mark.parametrize("way", [[], [("connection", "keep-alive, te")]], ids=["by hand", "by h11"])
 async def test_the_age_of_http1(way, age, autojump_clock):
-    """The first response after it says that it is the last one, and until then none does."""
+    """The first response after max_age, and none before it, has `connection: close`."""
     async with served(answer, keep_alive_timeout=10_000) as stream:
         client = H1Client(stream)
         for moment, last in ((0, False), (age - 1, False), (age, True)):
@@ -203,7 +201,7 @@ async def test_the_age_of_http1(way, age, autojump_clock):
 
 
 class Slow:
-    """An app that answers when it is told to."""
+    """An app that finishes its response when `end` is set."""
 
     def __init__(self):
         self.end = trio.Event()
@@ -218,23 +216,23 @@ class Slow:
 
 
 def frames(data):
-    """(kind, stream, payload) of each frame in some bytes."""
+    """Yield (kind, stream, payload) of each frame in `data`."""
     while data:
         size = int.from_bytes(data[:3], "big")
         yield data[3], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]
         data = data[9 + size :]
 
 
-async def said(stream):
-    """(kind, stream, payload) of what the server has sent."""
+async def received_frames(stream):
+    """Return (kind, stream, payload) of each frame that the server has sent."""
     await trio.testing.wait_all_tasks_blocked()
     with trio.move_on_after(0.001):
         return list(frames(bytes(await stream.receive_some(100_000))))
     return []
 
 
-def goodbyes(seen):
-    """The last stream and the error of each GOAWAY."""
+def goaways(seen):
+    """Return the last stream and the error of each GOAWAY."""
     return [(int.from_bytes(payload[:4], "big"), payload[4:8]) for kind, _, payload in seen if kind == 7]
 
 
@@ -243,52 +241,56 @@ def request(stream, path="/"):
 
 
 async def test_the_age_of_http2(age, autojump_clock, caplog):
-    """A client is told by a GOAWAY behind its next response, is served for a moment more, and then
-    refused."""
+    """An old connection gets a GOAWAY after its next response, serves a moment longer, and then refuses
+    streams."""
     notice = [(http2.MAX_STREAM, b"\0\0\0\0")]
     async with served(Slow(), keep_alive_timeout=10_000) as stream:
         await stream.send_all(BEGIN + request(1))
-        assert goodbyes(await said(stream)) == []
+        assert goaways(await received_frames(stream)) == []
         await trio.sleep(age)
         await stream.send_all(request(3))
-        seen = await said(stream)
+        seen = await received_frames(stream)
         assert [(kind, number) for kind, number, _ in seen if kind in (0, 7)][-1] == (7, 0)
-        assert goodbyes(seen) == notice
-        await stream.send_all(request(5))  # it may have been under way
-        assert {number for kind, number, _ in await said(stream) if kind == HEADERS} == {5}
+        assert goaways(seen) == notice
+        await stream.send_all(request(5))  # it may have been in flight
+        assert {number for kind, number, _ in await received_frames(stream) if kind == HEADERS} == {5}
         await trio.sleep(http2.NOTICE_SECONDS)
         await stream.send_all(request(7) + request(9) + frame(PING, 0, 0, b"12345678"))
-        seen = await said(stream)
-        assert goodbyes(seen) == [(5, b"\0\0\0\0")]
-        assert (3, 7, b"\0\0\0\x07") in seen  # RST_STREAM, REFUSED_STREAM: it may be asked again elsewhere
+        seen = await received_frames(stream)
+        assert goaways(seen) == [(5, b"\0\0\0\0")]
+        assert (
+            3,
+            7,
+            b"\0\0\0\x07",
+        ) in seen  # RST_STREAM, REFUSED_STREAM: the request may be resent elsewhere
         assert await closed_after(stream) == trio.current_time()
     assert not caplog.records
 
 
 async def test_the_age_of_http2_with_streams(age, autojump_clock):
-    """Streams under way end as they would; a connection that is never idle is told in their midst."""
+    """Active streams finish normally; a connection that is never idle gets its GOAWAY between them."""
     app = Slow()
     async with served(app, keep_alive_timeout=10_000) as stream:
         await stream.send_all(BEGIN + request(1, "/slow"))
         await trio.sleep(age)
         await stream.send_all(request(3))
-        assert goodbyes(await said(stream)) == []
+        assert goaways(await received_frames(stream)) == []
         await trio.sleep(http2.RETIREMENT_TIMEOUT)
         await stream.send_all(request(5))
-        assert goodbyes(await said(stream)) == [(http2.MAX_STREAM, b"\0\0\0\0")]
+        assert goaways(await received_frames(stream)) == [(http2.MAX_STREAM, b"\0\0\0\0")]
         await trio.sleep(http2.NOTICE_SECONDS)
         await stream.send_all(request(7) + request(9))
-        seen = await said(stream)
+        seen = await received_frames(stream)
         assert [number for kind, number, _ in seen if kind == 3] == [7, 9]
-        assert goodbyes(seen) == [(5, b"\0\0\0\0")]
+        assert goaways(seen) == [(5, b"\0\0\0\0")]
         app.end.set()
-        assert (0, 1, b"b") in await said(stream)
+        assert (0, 1, b"b") in await received_frames(stream)
         await closed_after(stream)
         assert trio.current_time() == age + http2.RETIREMENT_TIMEOUT + http2.NOTICE_SECONDS
 
 
-async def test_a_client_library_survives_it(age, autojump_clock):
-    """python-h2, which gives up what is under way at a GOAWAY, gets all of its answers."""
+async def test_a_client_library_survives_the_age(age, autojump_clock):
+    """python-h2, which drops active streams at a GOAWAY, gets all of its responses."""
     async with served(Slow(), keep_alive_timeout=10_000) as stream:
         client = H2Client(stream)
         await client.begin()
@@ -302,7 +304,7 @@ async def test_a_client_library_survives_it(age, autojump_clock):
 
 @pytest.mark.parametrize(("setting", "seconds"), [(0, math.inf), (300.0, 300.0)])
 async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
-    """`max_connection_age` is the server's limit; 0 is none."""
+    """`max_connection_age` sets the server's limit; 0 means none."""
     monkeypatch.setattr(http_server.TCPServer, "max_age", 1.0)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     config = Config(port=0, max_client_connection_age=setting, accounts=accounts("one"))
@@ -314,7 +316,7 @@ async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/nowhere"])
 async def test_trailers_without_end(path, caplog, autojump_clock):
-    """They end their connection, before or after the answer, and are no error in the log."""
+    """Trailers without an end close their connection, before or after the response, and log no error."""
     async with world() as it, served(it.app) as stream:
         head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):

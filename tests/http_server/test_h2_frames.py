@@ -1,7 +1,7 @@
-"""HTTP/2 frames that are wrong, written by hand: they end their stream or their connection, and nothing else.
+"""Invalid HTTP/2 frames, written by hand, end only their stream or their connection.
 
-In the way of h2spec: each row is what a client sends after its preface. Another connection to the same app is
-served afterwards, and the log has no error: a client's mistakes are not the operator's.
+As in h2spec, each row is what a client sends after its preface. Another connection to the same app is served
+afterwards, and the log has no error: a client's mistakes are not the operator's.
 """
 
 import logging
@@ -41,7 +41,7 @@ def ask(stream=1, pairs=GET, flags=END_STREAM | END_HEADERS):
 
 
 OPEN = ask(1, POST, END_HEADERS)
-"""A request whose body is still to come."""
+"""A request without its body."""
 FRAMES = {
     "no preface": b"GET / HTTP/1.1\r\n",
     "DATA on stream 0": frame(DATA, 0, 0, b"x"),
@@ -110,8 +110,8 @@ FRAMES = {
 }  # fmt: skip
 
 
-async def say(app, data):
-    """Send bytes, and then leave; whatever the server does meanwhile."""
+async def send_and_close(app, data):
+    """Send bytes and close, whatever the server does meanwhile."""
     async with served(app, keep_alive_timeout=5) as stream:
         try:
             await stream.send_all(data)
@@ -122,7 +122,7 @@ async def say(app, data):
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def serves(app):
+async def expect_service(app):
     async with served(app) as stream:
         client = H2Client(stream)
         await client.begin()
@@ -131,17 +131,17 @@ async def serves(app):
 
 
 @pytest.mark.parametrize("data", FRAMES.values(), ids=FRAMES)
-async def test_a_frame_that_is_wrong(data, caplog, autojump_clock):
-    """It ends no other connection than its own, and is no error in the log."""
+async def test_an_invalid_frame(data, caplog, autojump_clock):
+    """An invalid frame closes no other connection, and logs no error."""
     async with world() as it:
-        await say(it.app, PREFACE + frame(SETTINGS) + data)
-        await serves(it.app)
+        await send_and_close(it.app, PREFACE + frame(SETTINGS) + data)
+        await expect_service(it.app)
         assert len(it.server.state.in_flight) == 0
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
-async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
-    """The same for a client that does not even begin well."""
+async def test_an_invalid_preface(caplog, autojump_clock):
+    """An invalid preface closes no other connection, and logs no error."""
     async with world() as it:
         for data in (
             PREFACE,
@@ -149,8 +149,8 @@ async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
             PREFACE + frame(PING, 0, 0, b"12345678"),
             PREFACE + b"\xff" * 100,
         ):
-            await say(it.app, data)
-        await serves(it.app)
+            await send_and_close(it.app, data)
+        await expect_service(it.app)
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
@@ -166,17 +166,16 @@ async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
     ),
     st.lists(st.integers(1, 4000), max_size=10),
 )
-def test_frames_are_split_at_any_cut(some, cuts):
-    """However the bytes come, they stay the same, and no piece has more than so many frames that end in
-    it."""
-    data = PREFACE + b"".join(some * 40)
+def test_frames_are_split_at_any_cut(sequence, cuts):
+    """Splitting keeps the bytes at any cut, and no piece has more than FRAMES + 1 frame ends."""
+    data = PREFACE + b"".join(sequence * 40)
     frames, pieces, start = http2.Frames(), [], 0
     for end in [*sorted({cut for cut in cuts if cut < len(data)}), len(data)]:
         pieces += list(frames.split(data[start:end]))
         start = end
     assert b"".join(pieces) == data
     ends, at = [], len(PREFACE)
-    for one in some * 40:
+    for one in sequence * 40:
         at += len(one)
         ends.append(at)
     at = 0
@@ -186,7 +185,7 @@ def test_frames_are_split_at_any_cut(some, cuts):
 
 
 def test_long_frames_are_split_by_their_size():
-    """A frame of many fields, settings or changes of size is much work: few of them are one piece.  DATA is
+    """A frame of many headers, settings or size changes is costly: few of them form one piece. DATA is
     not."""
     frames = http2.Frames()
     assert list(frames.split(PREFACE)) == [PREFACE]
@@ -204,18 +203,20 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("data", BLOCKS.values(), ids=BLOCKS)
-async def test_a_block_of_fields_that_costs_too_much(data, autojump_clock):
-    """Its connection ends at once: hpack's time grows with the square of a block, and of what it holds."""
+async def test_a_costly_header_block(data, autojump_clock):
+    """A costly header block ends its connection: hpack's time grows with the square of a block and its
+    entries."""
     async with world() as it, served(it.app) as stream:
         await stream.send_all(PREFACE + frame(SETTINGS) + data)
-        got = b""
+        received = b""
         while piece := await stream.receive_some(4096):
-            got += piece
-        assert got.count(frame(GOAWAY, 0, 0, b"\0" * 4)[:1] + b"\0\x08\7\0\0\0\0\0") == 1
+            received += piece
+        assert received.count(frame(GOAWAY, 0, 0, b"\0" * 4)[:1] + b"\0\x08\7\0\0\0\0\0") == 1
 
 
 async def test_a_block_may_change_the_size_of_the_table_twice(autojump_clock):
-    """RFC 7541 4.2: to the least and to the last of what was said since the block before."""
+    """A block may change the table size twice, to the least and to the last value since the block before (RFC
+    7541 4.2)."""
     async with world() as it, served(it.app) as stream:
         ask = frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x20\x3f\xe1\x1f" + fields(GET))
         client = H2Client(stream)
@@ -237,7 +238,7 @@ frames_at_random = st.lists(
 
 
 def test_frames_at_random(caplog):
-    """Any sequence of such frames is taken just so."""
+    """Any sequence of such frames closes no other connection, and logs no error."""
 
     @given(st.lists(frames_at_random, min_size=10, max_size=10))
     @examples(15)
@@ -247,8 +248,8 @@ def test_frames_at_random(caplog):
     async def play(sequences):
         async with world() as it:
             for data in sequences:
-                await say(it.app, PREFACE + frame(SETTINGS) + data)
-            await serves(it.app)
+                await send_and_close(it.app, PREFACE + frame(SETTINGS) + data)
+            await expect_service(it.app)
             assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
     check()

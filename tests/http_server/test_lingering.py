@@ -1,4 +1,4 @@
-"""Responses before the end of a request: the client can send the rest and read them, within limits."""
+"""A client can finish its request after an early response and read that response, within limits."""
 
 import h2.errors
 import h2.events
@@ -25,7 +25,7 @@ PIECE = 64 * 1024
 
 
 async def refuse(scope, receive, send):
-    """Answer without reading the body."""
+    """Send a response without reading the body."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"no"})
@@ -39,7 +39,7 @@ async def send(stream, data):
 
 
 def response_head():
-    """An HTTP/1.1 client that has sent its request, and reads."""
+    """Return an HTTP/1.1 client that has sent its request and reads."""
     http = h11.Connection(h11.CLIENT)
     http.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
     http.send(h11.EndOfMessage())
@@ -48,7 +48,7 @@ def response_head():
 
 @pytest.fixture
 def limits(monkeypatch):
-    """Set the limits of lingering."""
+    """Return a function that sets the limits of lingering."""
 
     def set_limits(**values):
         for name, value in values.items():
@@ -80,7 +80,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("values", REFUSALS.values(), ids=REFUSALS)
-async def test_what_is_not_discarded(values, limits, autojump_clock):
+async def test_a_body_beyond_the_limit_closes_the_connection(values, limits, autojump_clock):
     """Beyond linger_bytes, and when connections run short, the connection is closed."""
     limits(**values)
     async with served(refuse) as stream:

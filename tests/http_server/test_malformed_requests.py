@@ -1,5 +1,4 @@
-"""Requests that are odd, over real HTTP/1.1 bytes: each gets a clear answer in OpenAI's shape, and never a
-500."""
+"""Malformed requests, as real HTTP/1.1 bytes, get a clear response in OpenAI's shape and never a 500."""
 
 import gzip
 import json
@@ -31,13 +30,13 @@ def get(path=b"/v1/models", more=b"host: localhost\r\n", method=b"GET"):
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, path, more)
 
 
-def saying(more):
-    """The usual body with one more member."""
+def body_with(more):
+    """Return the usual body with one more member."""
     return BODY[:-1] + b"," + more + b"}"
 
 
 REQUESTS = {
-    # How a body is framed
+    # Framing of a body
     "chunked": (chunked(BODY[:9], BODY[9:]), 200, None),
     "a chunk that is none": (chunked()[:-5] + b"zz\r\n", 400, None),
     "more than content-length says": (post(length=10), 400, None),
@@ -56,18 +55,18 @@ REQUESTS = {
     "another type": (post(more=b"").replace(b"application/json", b"text/plain"), 415, "unsupported_media_type"),
     "a type that is none": (post().replace(b"application/json", b";;;=\xff"), 200, None),
     "a type with a charset": (post().replace(b"application/json", b"application/json; charset=utf-8"), 200, None),
-    # What JSON can be
+    # JSON values
     "nothing": (post(b""), 400, None),
     "null": (post(b"null"), 400, None),
     "an array": (post(b"[]"), 400, None),
-    "NaN": (post(saying(b'"temperature": NaN')), 400, None),
-    "beyond a double": (post(saying(b'"metadata": {"a": -1e999}')), 400, None),
-    "a number of thousands of digits": (post(saying(b'"seed": ' + b"9" * 5000)), 400, None),
-    "a number beyond 64 bits": (post(saying(b'"max_tokens": ' + b"9" * 400)), 400, "invalid_value"),
-    "a float beyond what is": (post(saying(b'"temperature": ' + b"9" * 400)), 400, "invalid_value"),
-    "a name twice": (post(saying(b'"model": "qwen-max"')), 200, None),
+    "NaN": (post(body_with(b'"temperature": NaN')), 400, None),
+    "beyond a double": (post(body_with(b'"metadata": {"a": -1e999}')), 400, None),
+    "a number of thousands of digits": (post(body_with(b'"seed": ' + b"9" * 5000)), 400, None),
+    "a number beyond 64 bits": (post(body_with(b'"max_tokens": ' + b"9" * 400)), 400, "invalid_value"),
+    "a float beyond what is": (post(body_with(b'"temperature": ' + b"9" * 400)), 400, "invalid_value"),
+    "a name twice": (post(body_with(b'"model": "qwen-max"')), 200, None),
     "half a character": (post(BODY.replace(b"Hello", b"\\ud800")), 200, None),
-    "half a character in a name": (post(saying(b'"\\ud800": 1')), 200, None),
+    "half a character in a name": (post(body_with(b'"\\ud800": 1')), 200, None),
     "half a character as the model": (post(BODY.replace(b"qwen", b"\\ud800")), 400, "invalid_value"),
     "what is not UTF-8": (post(b'{"model": "\xff"}'), 400, None),
     "UTF-16": (post(BODY.decode().encode("utf-16")), 400, None),
@@ -75,7 +74,7 @@ REQUESTS = {
     "depth without an end": (post(b"[" * 100), 400, None),
     "depth with an end": (post(b"[" * 4500 + b"]" * 4500), 400, "invalid_value"),
     "depth of objects": (post(b'{"a":' * 1400 + b"1" + b"}" * 1400), 400, "invalid_value"),
-    "a little too deep": (post(saying(b'"metadata": ' + b"[" * 900 + b"]" * 900)), 400, "invalid_value"),
+    "a little too deep": (post(body_with(b'"metadata": ' + b"[" * 900 + b"]" * 900)), 400, "invalid_value"),
     # Methods and paths
     "HEAD": (get(b"/livez", method=b"HEAD"), 200, None),
     "HEAD where there is only POST": (get(b"/v1/chat/completions", method=b"HEAD"), 405, None),
@@ -114,7 +113,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize(("raw", "status", "code"), REQUESTS.values(), ids=REQUESTS)
 async def test_an_odd_request(raw, status, code, caplog, autojump_clock):
-    """Each is answered as it deserves, and none is an error in the log."""
+    """A malformed request gets its status and code, and logs no error."""
     async with world(max_body_bytes=10_000) as it, served(it.app) as stream:
         await stream.send_all(raw)
         client = H1Client(stream)
@@ -138,7 +137,7 @@ async def test_an_odd_request(raw, status, code, caplog, autojump_clock):
 
 
 async def test_a_long_path_is_not_repeated(caplog):
-    """What a client made up is in no answer and no log line at full length."""
+    """A client's long path is shortened in the response and in the log."""
     caplog.set_level(logging.INFO)
     async with world() as it:
         status, body = await it.get("/" + "y" * 30_000)
@@ -147,7 +146,7 @@ async def test_a_long_path_is_not_repeated(caplog):
 
 
 async def test_expect_is_answered_before_the_body(autojump_clock):
-    """A client that waits for 100 before it sends gets it."""
+    """A client that expects 100 gets it before it sends the body."""
     async with world() as it, served(it.app) as stream:
         raw = post(more=b"expect: 100-continue\r\n")
         await stream.send_all(raw[: -len(BODY)])
@@ -178,5 +177,5 @@ async def test_a_head_is_rejected_without_100(autojump_clock, more, length, stat
         ("a://", "/")],
 )  # fmt: skip
 def test_paths(target, path):
-    """However it is written, there is one path."""
+    """Every spelling of a target gives one path."""
     assert normalize_path(target) == path

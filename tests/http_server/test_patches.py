@@ -1,4 +1,4 @@
-"""Each cure of Hypercorn's Trio worker: mended it holds, and stock Hypercorn still needs it."""
+"""Each patch of Hypercorn's Trio worker works, and stock Hypercorn still needs it."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ StockServer = hypercorn.trio.tcp_server.TCPServer
 
 @asynccontextmanager
 async def connection(app, monkeypatch, *, stock=False, **config):
-    """A connection served by mended or stock Hypercorn; its failure does not end the test."""
+    """Return a connection served by patched or stock Hypercorn; its failure does not end the test."""
     http_server.patch_hypercorn()
     if stock:
         monkeypatch.setattr(hypercorn.protocol, "H11Protocol", StockH1)
@@ -40,19 +40,19 @@ async def connection(app, monkeypatch, *, stock=False, **config):
 
 
 async def answer(scope, receive, send):
-    """Answers at once, without reading the request."""
+    """Send a response at once, without reading the request."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"no"})
 
 
 class Endless:
-    """An app that sends for ever, and knows how much it has sent and whether it was left."""
+    """An app that sends forever, counts the sent bytes and notes a disconnect."""
 
     def __init__(self, piece=b"x" * 1000):
         self.piece = piece
         self.sent = 0
-        self.left = trio.Event()
+        self.disconnected = trio.Event()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -61,7 +61,7 @@ class Endless:
         async def watch():
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self.left.set()
+            self.disconnected.set()
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -76,9 +76,9 @@ class Endless:
 
 
 async def test_a_failing_connection_is_alone(monkeypatch, caplog):
-    """An error in one connection is a log line; stock Hypercorn passes it to the server, which ends."""
+    """An error in one connection is a log line; stock Hypercorn propagates it to the server, which exits."""
 
-    async def odd(self):
+    async def fail(self):
         raise ValueError("odd")
 
     async def run(server_class):
@@ -87,19 +87,19 @@ async def test_a_failing_connection_is_alone(monkeypatch, caplog):
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
 
-    monkeypatch.setattr(StockServer, "_read_data", odd)
+    monkeypatch.setattr(StockServer, "_read_data", fail)
     caplog.set_level(logging.ERROR)
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError), flatten_subgroups=True):
         await run(StockServer)
     assert not caplog.records
-    monkeypatch.setattr(http_server.TCPServer, "_read_data", odd)
+    monkeypatch.setattr(http_server.TCPServer, "_read_data", fail)
     await run(http_server.TCPServer)
     assert [record.getMessage() for record in caplog.records] == ["connection failed: ExceptionGroup"]
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_h2_data_after_an_early_answer(stock, monkeypatch, autojump_clock):
-    """A body that arrives after its answer is dropped; stock Hypercorn dies of a KeyError."""
+async def test_h2_data_after_an_early_response(stock, monkeypatch, autojump_clock):
+    """A body that arrives after its response is dropped; stock Hypercorn raises KeyError."""
 
     async def upload():
         async with connection(answer, monkeypatch, stock=stock) as stream:
@@ -122,32 +122,32 @@ async def test_h2_data_after_an_early_answer(stock, monkeypatch, autojump_clock)
 
 
 async def test_bytes_after_a_request(monkeypatch, autojump_clock):
-    """Bytes after the request do not hide that the client has left (stock misses it when they come while it
-    answers)."""
+    """Bytes after the request do not hide a disconnect (stock misses it when they arrive during the
+    response)."""
     app = Endless(b"")
     async with connection(app, monkeypatch) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
         await stream.receive_some(1000)
         await trio.aclose_forcefully(stream)
         with trio.fail_after(5):
-            await app.left.wait()
+            await app.disconnected.wait()
 
 
 async def test_a_reader_that_stops(monkeypatch, autojump_clock):
-    """A client that does not read is let go after the write limit; its own end frees it at once."""
+    """A client that does not read is dropped after write_timeout; its own close frees it at once."""
     monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     for leaves in (False, True):
         app = Endless()
         async with trio.open_nursery() as nursery:
-            ours, theirs = trio.testing.lockstep_stream_pair()
-            begun = trio.current_time()
-            nursery.start_soon(_serve_over, theirs, app)
-            await ours.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            client_end, server_end = trio.testing.lockstep_stream_pair()
+            start = trio.current_time()
+            nursery.start_soon(_serve_over, server_end, app)
+            await client_end.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             if leaves:
-                await ours.receive_some(10)
-                await trio.aclose_forcefully(ours)
-            await app.left.wait()
-            assert trio.current_time() - begun <= (1 if leaves else 8)
+                await client_end.receive_some(10)
+                await trio.aclose_forcefully(client_end)
+            await app.disconnected.wait()
+            assert trio.current_time() - start <= (1 if leaves else 8)
             nursery.cancel_scope.cancel()
 
 
@@ -163,16 +163,16 @@ async def _serve_over(stream, app):
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_an_h2_answer_that_breaks_off(stock, monkeypatch, autojump_clock):
-    """It is reset; stock Hypercorn leaves the client waiting."""
+async def test_a_truncated_h2_response(stock, monkeypatch, autojump_clock):
+    """A truncated HTTP/2 response is reset; stock Hypercorn leaves the client waiting."""
 
-    async def breaks(scope, receive, send):
+    async def truncate(scope, receive, send):
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
             raise RuntimeError("oops")
 
-    async with connection(breaks, monkeypatch, stock=stock, errorlog=None) as stream:
+    async with connection(truncate, monkeypatch, stock=stock, errorlog=None) as stream:
         client = H2Client(stream)
         await client.begin()
         await client.send("GET", "/")
@@ -184,7 +184,7 @@ async def test_an_h2_answer_that_breaks_off(stock, monkeypatch, autojump_clock):
 
 @pytest.mark.parametrize("stock", [True, False])
 async def test_a_full_window_stops_the_producer(stock, monkeypatch):
-    """What a client does not take is not made; stock Hypercorn makes it for ever."""
+    """A full window suspends the app; stock Hypercorn lets it produce forever."""
     app = Endless()
     async with connection(app, monkeypatch, stock=stock) as stream:
         client = H2Client(stream)
@@ -217,7 +217,7 @@ async def test_odd_pseudo_headers(fields, monkeypatch, autojump_clock):
 
 @pytest.mark.parametrize("stock", [True, False])
 async def test_the_keep_alive_timer(stock, monkeypatch, autojump_clock):
-    """An idle connection is closed after keep_alive_timeout, although Quart-Trio cancels who sets the
+    """An idle connection closes after keep_alive_timeout, although Quart-Trio cancels the task that sets the
     timer."""
     app = QuartTrio(__name__)
     app.add_url_rule("/", "hello", _hello)
@@ -233,7 +233,7 @@ async def test_the_keep_alive_timer(stock, monkeypatch, autojump_clock):
 
 @pytest.mark.parametrize("stock", [True, False])
 async def test_the_keep_alive_timer_of_http2(stock, monkeypatch, autojump_clock):
-    """The same for HTTP/2."""
+    """An idle HTTP/2 connection closes after keep_alive_timeout."""
     app = QuartTrio(__name__)
     app.add_url_rule("/", "hello", _hello)
     async with connection(app, monkeypatch, stock=stock, keep_alive_timeout=3) as stream:
@@ -248,8 +248,8 @@ async def test_the_keep_alive_timer_of_http2(stock, monkeypatch, autojump_clock)
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_an_h2_answer_that_ends_while_the_server_stops(stock, monkeypatch, autojump_clock):
-    """It ends with END_STREAM; stock Hypercorn forgets it."""
+async def test_an_h2_response_that_ends_during_a_shutdown(stock, monkeypatch, autojump_clock):
+    """A response that ends during a shutdown has END_STREAM; stock Hypercorn omits it."""
     go = trio.Event()
 
     async def pieces():
@@ -280,8 +280,8 @@ async def _hello():
     return "hello"
 
 
-def test_another_version_is_left_alone(monkeypatch, caplog):
-    """A Hypercorn that is not known is not touched, and the log says so."""
+def test_an_unknown_version_is_not_patched(monkeypatch, caplog):
+    """An unknown version of Hypercorn is not patched, and the log names it."""
     monkeypatch.setattr(sys.modules[http_server.serve.__module__], "version", lambda name: "0.19.0")
     monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
     http_server.patch_hypercorn()

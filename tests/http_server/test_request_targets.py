@@ -1,4 +1,4 @@
-"""Whose request it is when a head says it twice: the authority of its target, and one length."""
+"""An ambiguous head has one meaning: the authority of its target, and one length."""
 
 import h11
 import pytest
@@ -15,7 +15,7 @@ BOTH = {
 
 
 class App:
-    """Remembers what it was asked."""
+    """An app that records its scopes and bodies."""
 
     def __init__(self):
         self.scopes = []
@@ -37,8 +37,8 @@ class App:
 
 @pytest.mark.parametrize("framing", BOTH.values(), ids=BOTH)
 async def test_a_length_and_chunks(framing):
-    """RFC 9112 6.1: the chunks count, the app sees no length, and the connection ends, whatever was smuggled
-    behind."""
+    """With a length and chunks, the chunks count, the app sees no length, and the connection closes without
+    the smuggled request (RFC 9112 6.1)."""
     app = App()
     async with served(app) as stream:
         await stream.send_all(
@@ -69,7 +69,7 @@ TARGETS = {
 @pytest.mark.parametrize(("target", "seen"), TARGETS.items(), ids=[target.decode() for target in TARGETS])
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 async def test_the_authority_of_a_target(method, target, seen):
-    """RFC 9112 3.2.2: one in absolute form replaces the Host field, for every method."""
+    """A target in absolute form replaces the Host header, for every method (RFC 9112 3.2.2)."""
     app = App()
     async with served(app) as stream:
         await stream.send_all(
@@ -83,7 +83,7 @@ async def test_the_authority_of_a_target(method, target, seen):
 
 @pytest.mark.parametrize("target", [b"http:///v1/models", b"https://?x", b"http://"])
 async def test_a_target_without_its_authority(target):
-    """It is no request."""
+    """A target without its authority is a 400."""
     async with served(App()) as stream:
         await stream.send_all(b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 400 ")
@@ -95,7 +95,7 @@ async def test_a_target_without_its_authority(target):
     (b"/v1/models", b"80", 403),
 ])  # fmt: skip
 async def test_the_rebinding_check_sees_the_authority(target, host, status, monkeypatch):
-    """What is checked is where the request goes."""
+    """The rebinding check uses the authority that the request goes to."""
     monkeypatch.setattr("tests.helpers._Socket.getsockname", lambda self: ("127.0.0.1", 2))
     async with world() as it, served(it.app) as stream:
         await stream.send_all(b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (target, host))
@@ -104,8 +104,8 @@ async def test_the_rebinding_check_sees_the_authority(target, host, status, monk
 
 @pytest.mark.parametrize("host", [b"a" * 64, b"a..b", b".", b"[", b"\xe9", b"a b", b"%00", b"x:y:z", b""])
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-async def test_a_host_that_is_no_name(host, method, caplog):
-    """It is answered like another one, or refused, and nothing fails: no route depends on it."""
+async def test_an_invalid_host_name(host, method, caplog):
+    """An invalid Host is served or rejected without an error: no route depends on it."""
     async with world() as it:
         for path in (
             b"/livez",

@@ -1,4 +1,4 @@
-"""Exchanges by hand and by h11 are the same to both ends, and follow each other on one connection."""
+"""FastWriter and h11 produce the same exchanges, and alternate on one connection."""
 
 import logging
 
@@ -12,7 +12,7 @@ from qproxy.http_server import http_stream
 from tests.helpers import H1Client, served
 
 WAYS = {"by hand": [], "by h11": [("connection", "keep-alive, te")]}
-"""Fields that send a request this way."""
+"""Headers that select the writer of a request."""
 BY_H11 = WAYS["by h11"]
 
 
@@ -22,7 +22,7 @@ def way(request):
 
 
 class App:
-    """Reads the request, and sends what it was told to."""
+    """An app that reads the request and sends its configured messages."""
 
     def __init__(self, *messages, status=200, headers=(), reads=True):
         self.head = {"type": "http.response.start", "status": status, "headers": list(headers)}
@@ -31,7 +31,7 @@ class App:
             for number, piece in enumerate(messages)
         ]
         self.reads = reads
-        self.asked = []
+        self.requests = []
         self.ways = []
 
     async def __call__(self, scope, receive, send):
@@ -43,12 +43,12 @@ class App:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        self.asked.append((scope["method"], scope["raw_path"], scope["query_string"], body))
+        self.requests.append((scope["method"], scope["raw_path"], scope["query_string"], body))
         for message in (self.head, *self.messages):
             await send(message)
 
 
-async def everything(stream):
+async def read_all(stream):
     data = b""
     while piece := await stream.receive_some(65536):
         data += bytes(piece)
@@ -56,12 +56,12 @@ async def everything(stream):
 
 
 def heads_of(data):
-    """The status lines in some bytes."""
+    """Return the status lines in `data`."""
     return [line for line in data.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
 
 
-async def test_the_way_is_chosen(way):
-    """A plain request is answered by hand, any other one by h11; the app sees the same."""
+async def test_the_writer_is_chosen(way):
+    """FastWriter serves a plain request and h11 any other one; the app sees the same."""
     app = App(b"hi")
     async with served(app) as stream:
         client = H1Client(stream)
@@ -70,11 +70,11 @@ async def test_the_way_is_chosen(way):
             assert await client.response() == (200, b"hi")
             client.http.start_next_cycle()
     assert app.ways == ["H11Writer" if way else "FastWriter"] * 2
-    assert app.asked == [("POST", b"/a%20b", b"c=d", b"x" * 1000)] * 2
+    assert app.requests == [("POST", b"/a%20b", b"c=d", b"x" * 1000)] * 2
 
 
-async def test_they_take_turns():
-    """One connection carries both, in any order."""
+async def test_writers_alternate():
+    """One connection carries both writers, in any order."""
     app = App(b"a", b"b")
     async with served(app) as stream:
         client = H1Client(stream)
@@ -100,16 +100,16 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("app", ANSWERS.values(), ids=ANSWERS)
-async def test_answers_are_the_same(app, monkeypatch):
-    """Byte for byte, but for the case of the names that h11 writes itself."""
+async def test_responses_are_the_same(app, monkeypatch):
+    """Both writers send the same bytes, except for the case of the names that h11 writes."""
     monkeypatch.setattr(h11_protocol, "_server_headers", lambda config, second: [(b"date", b"today")])
-    said = []
+    sent = []
     for fields in WAYS.values():
         async with served(app) as stream:
             await H1Client(stream).send("POST", "/", b"", fields)
             await trio.testing.wait_all_tasks_blocked()
-            said.append((await stream.receive_some(65536)).lower())
-    assert said[0] == said[1]
+            sent.append((await stream.receive_some(65536)).lower())
+    assert sent[0] == sent[1]
 
 
 WRONG = {
@@ -121,20 +121,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("app", WRONG.values(), ids=WRONG)
-async def test_wrong_answers_end_the_connection(app, way, caplog):
-    """An answer that no answer may be is the app's fault: it is logged, and the connection ends."""
+async def test_invalid_responses_close_the_connection(app, way, caplog):
+    """An invalid response is the app's fault: it is logged, and the connection closes."""
     async with served(app) as stream:
         await H1Client(stream).send("POST", "/", b"", way)
-        data = await everything(stream)
+        data = await read_all(stream)
     assert b"x-c" not in data
     assert b"hello!" not in data
     assert any(record.levelno >= logging.ERROR for record in caplog.records)
 
 
 async def test_a_body_in_pieces(way):
-    """However a request is cut behind its head, the app gets all of it."""
+    """A request cut anywhere after its head reaches the app complete."""
     app = App(b"hi")
-    body = b"".join(b"%d " % number for number in range(50_000))  # more than waits for the app at once
+    body = b"".join(b"%d " % number for number in range(50_000))  # more than the app's buffer
     async with served(app) as stream:
         client = H1Client(stream)
         fields = [("host", "x"), ("content-length", str(len(body))), *way]
@@ -143,11 +143,11 @@ async def test_a_body_in_pieces(way):
         for start in range(0, len(data), 60_000):
             await stream.send_all(data[start : start + 60_000])
         assert await client.response() == (200, b"hi")
-    assert app.asked[0][3] == body
+    assert app.requests[0][3] == body
 
 
 async def test_a_head_in_pieces():
-    """A head that does not come in one read is h11's; the next one may be whole."""
+    """A head that arrives in several reads is parsed by h11; the next one may use FastWriter."""
     app = App(b"hi")
     async with served(app) as stream:
         client = H1Client(stream)
@@ -171,19 +171,19 @@ LAST = ONE.replace(b"host: x", b"host: x\r\nconnection: close")
 
 @pytest.mark.parametrize("cut", [0, 1, 30, len(ONE) - 1])
 async def test_requests_ahead(cut):
-    """What a client sends ahead is answered in its turn."""
+    """Pipelined requests get their responses in order."""
     app = App(b"hi")
     async with served(app) as stream:
         data = ONE * 3 + LAST
         await stream.send_all(data[: len(ONE) + cut])
         await trio.testing.wait_all_tasks_blocked()
         await stream.send_all(data[len(ONE) + cut :])
-        assert len(heads_of(await everything(stream))) == 4
-    assert len(app.asked) == 4
+        assert len(heads_of(await read_all(stream))) == 4
+    assert len(app.requests) == 4
 
 
-async def test_an_early_answer_reads_no_further(way):
-    """What remains of a request that was answered before it came is not taken for another one."""
+async def test_an_early_response_reads_no_further(way):
+    """The rest of a request after an early response is not parsed as another request."""
     app = App(b"no", status=413, headers=[(b"content-length", b"2")], reads=False)
     async with served(app) as stream:
         client = H1Client(stream)
@@ -193,7 +193,7 @@ async def test_an_early_answer_reads_no_further(way):
         data = bytes(await stream.receive_some(65536))
         try:
             await stream.send_all(ONE * 5)
-            data += await everything(stream)
+            data += await read_all(stream)
         except trio.BrokenResourceError:
             pass
     assert heads_of(data) == [b"HTTP/1.1 413 Content Too Large"]
@@ -201,8 +201,7 @@ async def test_an_early_answer_reads_no_further(way):
 
 
 async def test_the_end_in_the_middle_of_a_request(way):
-    """A request that breaks off is told so, if nothing has been said to it, and its app is told that the
-    client left."""
+    """A truncated request gets a 400 if no response has started, and its app gets a disconnect."""
     left = trio.Event()
 
     async def app(scope, receive, send):
@@ -218,14 +217,14 @@ async def test_the_end_in_the_middle_of_a_request(way):
         )
         await trio.testing.wait_all_tasks_blocked()
         await stream.send_eof()
-        data = await everything(stream)
+        data = await read_all(stream)
         await left.wait()
     assert heads_of(data) == [b"HTTP/1.1 400 Bad Request"]
     assert b"Invalid HTTP/1.1 request." in data
 
 
 async def test_a_flood_ahead(way, autojump_clock):
-    """A client that sends more ahead than may wait is sent away."""
+    """A client that pipelines more than the buffer holds is disconnected."""
 
     async def app(scope, receive, send):
         await trio.sleep_forever()
@@ -243,7 +242,7 @@ async def test_a_flood_ahead(way, autojump_clock):
 
 
 async def test_the_last_request_of_a_connection(way):
-    """The one that is too many says so, and is the last."""
+    """The last request allowed on a connection gets `connection: close`."""
     app = App(b"hi")
     async with served(app, keep_alive_max_requests=2) as stream:
         client = H1Client(stream)
@@ -253,4 +252,4 @@ async def test_the_last_request_of_a_connection(way):
             if client.http.our_state is h11.DONE:
                 client.http.start_next_cycle()
         assert client.http.our_state is h11.MUST_CLOSE
-        assert await everything(stream) == b""
+        assert await read_all(stream) == b""

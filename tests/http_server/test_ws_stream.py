@@ -1,5 +1,4 @@
-"""WebSockets of the mended Hypercorn: what a client may do wrong ends its own connection, with the right
-word."""
+"""An invalid WebSocket message ends only its own connection, with the right close code."""
 
 import logging
 import struct
@@ -23,27 +22,27 @@ BOTH = pytest.mark.parametrize("stock", [True, False], ids=["stock", "mended"])
 
 
 class Echo:
-    """An app that says back what it hears, and knows when it was left."""
+    """An app that echoes each message and notes a disconnect."""
 
-    def __init__(self, listens=True):
-        self.listens = listens
-        self.left = trio.Event()
-        self.heard = 0
+    def __init__(self, reads=True):
+        self.reads = reads
+        self.disconnected = trio.Event()
+        self.received = 0
 
     async def __call__(self, scope, receive, send):
         assert scope["type"] == "websocket"
         assert (await receive())["type"] == "websocket.connect"
         await send({"type": "websocket.accept"})
-        if not self.listens:
+        if not self.reads:
             await trio.sleep(60)
         while (message := await receive())["type"] == "websocket.receive":
-            self.heard += 1
+            self.received += 1
             await send({"type": "websocket.send", "text": message["text"], "bytes": message["bytes"]})
-        self.left.set()
+        self.disconnected.set()
 
 
 class Client:
-    """Frames over a stream, after the handshake."""
+    """Sends and receives frames over a stream, after the handshake."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -61,11 +60,11 @@ class Client:
         self.frames.receive_data(rest)
         return self
 
-    async def say(self, event):
+    async def send_event(self, event):
         await self.stream.send_all(self.frames.send(event))
 
-    async def hear(self):
-        """The next event; None at the end."""
+    async def next_event(self):
+        """Return the next event, or None at the end."""
         while True:
             for event in self.frames.events():
                 return event
@@ -80,9 +79,8 @@ def frame(text):
 
 
 @BOTH
-async def test_bytes_before_the_answer(stock, monkeypatch, autojump_clock, caplog):
-    """What a client sends ahead is heard once it is accepted; stock Hypercorn ends the server for a byte
-    (#225)."""
+async def test_bytes_before_the_handshake_ends(stock, monkeypatch, autojump_clock, caplog):
+    """Early bytes are read once the socket is accepted; stock Hypercorn crashes on a byte (#225)."""
     if stock:
         with pytest.RaisesGroup(pytest.RaisesExc(Exception), flatten_subgroups=True, allow_unwrapped=True):
             async with connection(Echo(), monkeypatch, stock=True, errorlog=None) as stream:
@@ -92,12 +90,12 @@ async def test_bytes_before_the_answer(stock, monkeypatch, autojump_clock, caplo
         async with connection(Echo(), monkeypatch) as stream:
             client = await Client(stream).begin(frame("early"))
             assert client.head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
-            assert (await client.hear()).data == "early"
+            assert (await client.next_event()).data == "early"
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_too_many_bytes_before_the_answer(monkeypatch, autojump_clock):
-    """They have a bound."""
+async def test_too_many_bytes_before_the_handshake_ends(monkeypatch, autojump_clock):
+    """Early bytes are limited to MAX_EARLY_BYTES."""
     seen = trio.Event()
 
     async def slow(scope, receive, send):
@@ -111,7 +109,7 @@ async def test_too_many_bytes_before_the_answer(monkeypatch, autojump_clock):
 
 
 async def test_no_compression(monkeypatch, autojump_clock):
-    """A client's offer to deflate is not taken up: what inflates has no bound."""
+    """A client's offer to deflate is not accepted: inflated data has no bound."""
     async with connection(Echo(), monkeypatch) as stream:
         client = await Client(stream).begin()
         assert b"sec-websocket-extensions" not in client.head.lower()
@@ -128,37 +126,37 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=WRONG)
-async def test_what_cannot_be_heard(data, code, monkeypatch, autojump_clock, caplog):
-    """It ends with the close code for it; the app is left, and more of it does no harm."""
+async def test_an_invalid_message(data, code, monkeypatch, autojump_clock, caplog):
+    """An invalid message ends the connection with its close code; the app gets a disconnect, and further
+    bytes do no harm."""
     app = Echo()
     async with connection(app, monkeypatch, websocket_max_message_size=1000) as stream:
         client = await Client(stream).begin()
         await stream.send_all(data)
         await stream.send_all(data)
-        closed = await client.hear()
+        closed = await client.next_event()
         assert isinstance(closed, CloseConnection)
         assert closed.code == code
         with trio.fail_after(5):
-            await app.left.wait()
+            await app.disconnected.wait()
             while await stream.receive_some(1000):
                 pass
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_bytes_after_the_end(monkeypatch, autojump_clock, caplog):
-    """Whatever comes after a close frame is dropped."""
+    """Bytes after a close frame are dropped."""
     async with connection(Echo(), monkeypatch) as stream:
         client = await Client(stream).begin()
         end = client.frames.send(CloseConnection(code=1000))
         await stream.send_all(end + frame("late") + b"garbage")
-        assert isinstance(await client.hear(), CloseConnection)
+        assert isinstance(await client.next_event(), CloseConnection)
         assert not await stream.receive_some(1000)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_close_frame_is_waited_for(monkeypatch, autojump_clock):
-    """After its own close frame the server waits a moment for the client's; one that never comes is not
-    waited for long."""
+    """After its own close frame the server waits for the client's, but not for long."""
 
     async def app(scope, receive, send):
         await receive()
@@ -168,18 +166,18 @@ async def test_a_close_frame_is_waited_for(monkeypatch, autojump_clock):
     for answers in (True, False):
         async with connection(app, monkeypatch) as stream:
             client = await Client(stream).begin()
-            closed = await client.hear()
+            closed = await client.next_event()
             assert (closed.code, closed.reason) == (4000, "enough")
             if answers:
-                await client.say(closed.response())
-            began = trio.current_time()
+                await client.send_event(closed.response())
+            start = trio.current_time()
             assert not await stream.receive_some(1000)
-            waited = trio.current_time() - began
+            waited = trio.current_time() - start
             assert waited < 0.5 if answers else 0.9 < waited < 1.5
 
 
-async def test_an_app_that_ends_without_a_word(monkeypatch, autojump_clock, caplog):
-    """It was our fault: 1011, or 500 before it was accepted."""
+async def test_an_app_that_fails(monkeypatch, autojump_clock, caplog):
+    """A failing app closes with 1011, or with 500 before the socket is accepted."""
 
     async def app(scope, receive, send):
         await receive()
@@ -192,94 +190,94 @@ async def test_an_app_that_ends_without_a_word(monkeypatch, autojump_clock, capl
             client = await Client(stream).begin()
             assert client.head.startswith(b"HTTP/1.1 101" if accepts else b"HTTP/1.1 500")
             if accepts:
-                assert (await client.hear()).code == 1011
+                assert (await client.next_event()).code == 1011
 
 
 async def test_pings(monkeypatch, autojump_clock):
-    """A quiet client is asked whether it is there: one that answers stays, one that does not is let go."""
+    """A quiet client gets pings: one that responds stays, one that does not is disconnected."""
     app = Echo()
     async with connection(app, monkeypatch, websocket_ping_interval=10.0) as stream:
         client = await Client(stream).begin()
         for _ in range(5):
-            asked = await client.hear()
-            assert isinstance(asked, Ping)
-            await client.say(Pong(payload=asked.payload))
+            ping = await client.next_event()
+            assert isinstance(ping, Ping)
+            await client.send_event(Pong(payload=ping.payload))
         assert trio.current_time() == pytest.approx(50, abs=1)
-        assert isinstance(await client.hear(), Ping)
+        assert isinstance(await client.next_event(), Ping)
         with trio.fail_after(11):
-            await app.left.wait()
+            await app.disconnected.wait()
 
 
-async def test_our_own_silence_is_not_the_clients(monkeypatch, autojump_clock):
-    """A client is not let go while it is the app that does not listen."""
-    app = Echo(listens=False)
+async def test_a_slow_app_does_not_time_out_the_client(monkeypatch, autojump_clock):
+    """A client stays connected while the app does not read."""
+    app = Echo(reads=False)
     async with connection(app, monkeypatch, websocket_ping_interval=10.0) as stream:
         client = await Client(stream).begin()
         for _ in range(6):
-            await client.say(BytesMessage(data=bytes(60_000)))
+            await client.send_event(BytesMessage(data=bytes(60_000)))
         await trio.sleep(59)
-        assert not app.left.is_set()
+        assert not app.disconnected.is_set()
         await trio.sleep(5)
-        assert app.heard == 6
+        assert app.received == 6
 
 
-async def test_what_waits_has_a_bound(monkeypatch, autojump_clock):
-    """An app that does not listen stops the reader after so many bytes, however many messages they are."""
-    app = Echo(listens=False)
+async def test_buffered_messages_have_a_bound(monkeypatch, autojump_clock):
+    """An app that does not read stops the reader at MAX_BUFFERED bytes, however many messages they are."""
+    app = Echo(reads=False)
     async with connection(app, monkeypatch, pair=trio.testing.lockstep_stream_pair) as stream:
         client = await Client(stream).begin()
-        taken = 0
+        accepted = 0
         with trio.move_on_after(5):
             while True:
-                await client.say(BytesMessage(data=bytes(10_000)))
-                taken += 10_000
-        assert MAX_BUFFERED <= taken < MAX_BUFFERED + 100_000
+                await client.send_event(BytesMessage(data=bytes(10_000)))
+                accepted += 10_000
+        assert MAX_BUFFERED <= accepted < MAX_BUFFERED + 100_000
 
 
 async def test_empty_messages_that_wait_have_a_bound(monkeypatch, autojump_clock):
-    """Messages without a byte take memory too: a read of thousands of them stops the reader."""
-    app = Echo(listens=False)
+    """Empty messages use memory too: thousands of them stop the reader."""
+    app = Echo(reads=False)
     async with connection(app, monkeypatch, pair=trio.testing.lockstep_stream_pair) as stream:
         await Client(stream).begin()
-        taken = 0
+        accepted = 0
         with trio.move_on_after(5):
             while True:
                 await stream.send_all(b"\x81\x80\0\0\0\0" * 100)
-                taken += 100
-        assert MAX_PIECES <= taken < MAX_PIECES + 1000
+                accepted += 100
+        assert MAX_PIECES <= accepted < MAX_PIECES + 1000
 
 
-async def test_a_message_has_so_many_parts(monkeypatch, autojump_clock):
-    """A message of empty frames takes no memory; one of too many others is too large."""
+async def test_a_message_has_a_limit_of_parts(monkeypatch, autojump_clock):
+    """A message of empty frames uses no memory; one of more than MAX_PARTS other frames is too large."""
     async with connection(Echo(), monkeypatch) as stream:
         client = await Client(stream).begin()
         await stream.send_all(
             b"\x01\x80\0\0\0\0" + b"\0\x80\0\0\0\0" * (MAX_PARTS + 1) + b"\x80\x81\0\0\0\0x"
         )
-        assert (await client.hear()).data == "x"
+        assert (await client.next_event()).data == "x"
         await stream.send_all(b"\x01\x81\0\0\0\0x" + b"\0\x81\0\0\0\0x" * MAX_PARTS)
-        assert (await client.hear()).code == 1009
+        assert (await client.next_event()).code == 1009
 
 
-async def test_a_client_that_leaves_while_nobody_listens(monkeypatch, autojump_clock):
-    """`on_disconnect` is called at once, though what it said was never asked for."""
-    left = trio.Event()
+async def test_a_disconnect_while_the_app_does_not_read(monkeypatch, autojump_clock):
+    """`on_disconnect` is called at once, even with a message that the app has not read."""
+    disconnected = trio.Event()
 
     async def app(scope, receive, send):
-        scope["extensions"]["qproxy.http_stream"].on_disconnect = left.set
+        scope["extensions"]["qproxy.http_stream"].on_disconnect = disconnected.set
         await send({"type": "websocket.accept"})
         await trio.sleep(60)
 
     async with connection(app, monkeypatch) as stream:
         client = await Client(stream).begin()
-        await client.say(TextMessage(data="unheard"))
+        await client.send_event(TextMessage(data="unheard"))
         await trio.aclose_forcefully(stream)
         with trio.fail_after(1):
-            await left.wait()
+            await disconnected.wait()
 
 
-async def test_a_handshake_that_is_none(monkeypatch, autojump_clock):
-    """A request for another version is refused in words."""
+async def test_an_invalid_handshake(monkeypatch, autojump_clock):
+    """A request for another WebSocket version is rejected with a message."""
     async with connection(Echo(), monkeypatch) as stream:
         await stream.send_all(UPGRADE.replace(b"version: 13", b"version: 8"))
         data = b""
@@ -290,8 +288,8 @@ async def test_a_handshake_that_is_none(monkeypatch, autojump_clock):
 
 
 @pytest.mark.parametrize("name", [b"sec-websocket-extensions", b"sec-websocket-protocol"])
-async def test_a_handshake_that_is_no_text(name, monkeypatch, autojump_clock, caplog):
-    """Bytes that are not ASCII in its fields are refused in words, and are no error in the log."""
+async def test_a_handshake_that_is_not_ascii(name, monkeypatch, autojump_clock, caplog):
+    """Headers that are not ASCII are rejected with a message, and log no error."""
     async with connection(Echo(), monkeypatch) as stream:
         await stream.send_all(UPGRADE.replace(b"\r\n\r\n", b"\r\n" + name + b": \xff\r\n\r\n"))
         data = b""
@@ -303,8 +301,8 @@ async def test_a_handshake_that_is_no_text(name, monkeypatch, autojump_clock, ca
 
 
 @pytest.mark.parametrize("name", ["sec-websocket-extensions", "sec-websocket-protocol"])
-async def test_a_handshake_that_is_no_text_over_http2(name, monkeypatch, autojump_clock, caplog):
-    """The same for a stream of HTTP/2, whose connection goes on."""
+async def test_a_handshake_that_is_not_ascii_over_http2(name, monkeypatch, autojump_clock, caplog):
+    """The same holds for a stream of HTTP/2, whose connection continues."""
     connect = [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:], ("sec-websocket-version", "13")]
     async with connection(Echo(), monkeypatch) as stream:
         block = fields([*connect, (name, b"\xff")])

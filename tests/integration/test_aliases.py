@@ -1,4 +1,4 @@
-"""Aliases that are patterns, wherever a client names a model."""
+"""Aliases with patterns resolve wherever a client names a model."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.realtime_client import talk
 
 ALIASES = {"gpt-*": MODEL, "gpt-realtime*": "qwen3-omni-flash-realtime", "*": "text-embedding-v4"}
 HELLO = [{"role": "user", "content": "hello"}]
-ASKED = {
+REQUESTS = {
     "chat": ("/v1/chat/completions", {"model": "gpt-5", "messages": HELLO}, MODEL),
     "responses": ("/v1/responses", {"model": "gpt-5", "input": "hello"}, MODEL),
     "completions": ("/v1/completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "a"}, MODEL),
@@ -20,10 +20,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize(("path", "body", "model"), ASKED.values(), ids=ASKED.keys())
+@pytest.mark.parametrize(("path", "body", "model"), REQUESTS.values(), ids=REQUESTS.keys())
 async def test_a_pattern_is_resolved(path, body, model):
-    """Every endpoint asks the account for the model that the name stands for, and answers in the client's
-    name."""
+    """Every endpoint sends the aliased model to the upstream and returns the client's name."""
     async with world(aliases=ALIASES) as it:
         status, _, answer = await it.post(body, path)
         assert (status, answer["model"]) == (200, body["model"])
@@ -31,7 +30,7 @@ async def test_a_pattern_is_resolved(path, body, model):
 
 
 async def test_a_pattern_is_resolved_for_a_session(autojump_clock):
-    """A realtime session is one with the model that the name stands for."""
+    """A realtime session opens with the model behind the alias."""
     async with world(accounts=accounts("one"), aliases=ALIASES) as it:
         async with talk(it.app, "gpt-realtime-mini") as client:
             await client.until("session.created")
@@ -39,7 +38,7 @@ async def test_a_pattern_is_resolved_for_a_session(autojump_clock):
 
 
 async def test_models():
-    """A pattern is not listed; a name that fits one is found, and one that fits none is not."""
+    """The model list leaves a pattern out; a name that matches one is found, and any other name is not."""
     async with world(aliases={"gpt-*": MODEL, "fast": MODEL}) as it:
         listed = [entry["id"] for entry in (await it.get("/v1/models"))[1]["data"]]
         assert "fast" in listed
@@ -53,8 +52,8 @@ async def test_models():
     "settings", [{"models": ["llama"]}, {"accounts": accounts("one", models=["llama", "*"])}]
 )
 async def test_the_catch_all_leaves_models_alone(settings):
-    """A model that the settings or an account name, or that is Qwen's own at DashScope, is asked for as it
-    is."""
+    """A catch-all alias does not replace a model from the settings, an account or DashScope's own Qwen
+    models."""
     async with world(aliases={"*": MODEL}, **settings) as it:
         for name in ("llama", "claude"):
             await it.post({"model": name, "messages": HELLO})
@@ -62,7 +61,7 @@ async def test_the_catch_all_leaves_models_alone(settings):
 
 
 async def test_the_catch_all_leaves_qwen_alone_at_dashscope():
-    """There, a name of Qwen's own is no stranger's, whether it is published or to come."""
+    """With DashScope, a catch-all alias keeps every Qwen name, published or future."""
     async with world(aliases={"*": MODEL}) as it:
         for name in ("qwen9-max", "gpt-5"):
             await it.post({"model": name, "messages": HELLO})
@@ -73,7 +72,7 @@ async def test_the_catch_all_leaves_qwen_alone_at_dashscope():
 
 
 async def test_a_key_may_use_names_for_its_models(tmp_path):
-    """A key that may use a model may ask for it by any of its names, and sees them; for no other model."""
+    """A key may use any alias of its allowed models and sees those aliases; it gets 403 for other models."""
     path = tmp_path / "keys.json"
     _, secret = key_file.create(path, name="narrow", models=(MODEL,))
     bearer = [(b"authorization", f"Bearer {secret}".encode())]
@@ -87,7 +86,7 @@ async def test_a_key_may_use_names_for_its_models(tmp_path):
 
 
 async def test_names_that_fit_a_pattern_are_no_labels():
-    """Clients cannot make time series by inventing names that fit a pattern."""
+    """Names that match a pattern create no time series."""
     async with world(aliases={"gpt-*": MODEL, "fast": MODEL}, metrics_access="open") as it:
         await it.post({"model": "gpt-invented", "messages": HELLO})
         await it.post({"model": "fast", "messages": HELLO})

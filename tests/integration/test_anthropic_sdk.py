@@ -1,4 +1,4 @@
-"""The official Anthropic client against a served qproxy, over real sockets."""
+"""The official Anthropic client works against qproxy over real sockets."""
 
 import json
 from contextlib import asynccontextmanager
@@ -31,7 +31,7 @@ DECLARED: Any = [{"name": one["name"], "input_schema": one["parameters"]} for on
 
 @asynccontextmanager
 async def sdk():
-    """An Anthropic client of a qproxy that serves an emulator; its calls run in a thread."""
+    """Return an Anthropic client of a qproxy that serves an emulator; its calls run in a thread."""
     emulator = Emulator()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -45,7 +45,7 @@ async def sdk():
 
 
 async def test_whole_count_and_models():
-    """create, count_tokens and models.list work as at Anthropic."""
+    """create, count_tokens and models.list work as with Anthropic's API."""
     async with sdk() as (client, _):
         answer = await run(client.messages.create, model=MODEL, max_tokens=100, messages=QUESTION)
         assert "You said" in answer.content[-1].text
@@ -58,7 +58,8 @@ async def test_whole_count_and_models():
 
 
 async def test_a_tool_loop():
-    """The stream helper accumulates a call; its result and the thought before it are taken back."""
+    """The stream helper accumulates a call; the request accepts its result and the thinking block before
+    it."""
 
     def stream(client, messages, **more):
         with client.messages.stream(
@@ -96,7 +97,8 @@ async def test_a_tool_loop():
 
 
 async def test_recorded_streams_accumulate():
-    """The client's own accumulator makes of every recorded stream, in odd pieces, what its file says."""
+    """The client's accumulator turns every recorded stream, cut at odd positions, into the expected
+    message."""
 
     def streamed(client):
         with client.messages.stream(model=MODEL, max_tokens=100, messages=QUESTION, tools=DECLARED) as stream:
@@ -112,12 +114,12 @@ async def test_recorded_streams_accumulate():
             if meaning["reason"] not in ("stop", "tool_calls"):
                 continue
             raw = path.read_bytes()
-            for ask in (streamed, whole):
+            for send in (streamed, whole):
                 emulator.script(ScriptedReply(tuple(cut(raw, range(61, len(raw), 211)))))
-                message = await run(ask, client)
+                message = await run(send, client)
                 calls = [block for block in message.content if block.type == "tool_use"]
-                wanted = [(name, json.loads(arguments)) for name, arguments in meaning["calls"]]
-                assert [(call.name, call.input) for call in calls] == wanted, path
+                expected_calls = [(name, json.loads(arguments)) for name, arguments in meaning["calls"]]
+                assert [(call.name, call.input) for call in calls] == expected_calls, path
                 assert message.stop_reason == STOP_REASONS[meaning["reason"]], path
                 texts = [block.text for block in message.content if block.type == "text"]
                 assert "".join(texts) == meaning["text"], path
@@ -132,7 +134,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("model", "kind"), ERRORS.items())
 async def test_errors(model, kind):
-    """An error is the exception that the client has for it, with the request's id."""
+    """An error raises the client's matching exception, with the request's id."""
     async with sdk() as (client, _):
         with pytest.raises(kind) as caught:
             await run(client.messages.create, model=model, max_tokens=5, messages=QUESTION)
@@ -141,7 +143,7 @@ async def test_errors(model, kind):
 
 
 async def test_a_broken_stream():
-    """A stream that the upstream breaks off raises, rather than looking like an end."""
+    """A stream that the upstream truncates raises an error instead of ending normally."""
 
     def stream(client):
         with client.messages.stream(model=MODEL, max_tokens=100, messages=QUESTION) as events:

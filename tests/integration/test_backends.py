@@ -1,5 +1,5 @@
-"""A whole server on fake members of every Protocol of shared state: callers never know which member they
-have."""
+"""A whole server runs on fake members of every Protocol of shared state; callers do not depend on the
+member."""
 
 import pytest
 import trio
@@ -19,14 +19,14 @@ ADMIN = [(b"authorization", f"Bearer {ADMIN_KEY}".encode())]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A data directory that nothing has used."""
+    """Set and return an unused data directory."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 
 
 def settings_of(home):
-    """The settings as `qproxy serve` has them, every file in the data directory, with two kinds of
+    """Return the settings of `qproxy serve`, with every file in the data directory and two kinds of
     accounts."""
     loaded = configuration.load(environ={"QPROXY_HOME": str(home)}, flags={"admin_key": ADMIN_KEY})
     names = [name for name in configuration.SETTINGS if name.endswith("_file") or name == "ledger"]
@@ -47,7 +47,7 @@ def bearer(secret):
 
 
 async def create_key(it, **fields):
-    """A key made on the dashboard."""
+    """Create a key on the dashboard and return its secret."""
     browser = Browser(it.app)
     await browser.login()
     page = await browser.fill(await browser.get("/dashboard/keys"), "/dashboard/keys", **fields)
@@ -56,7 +56,7 @@ async def create_key(it, **fields):
 
 
 async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
-    """Keys, limits, budgets, responses, tool rounds, a login and usage: all through the fakes, none in a
+    """Keys, limits, budgets, responses, tool rounds, a login and usage go through the fakes and write no
     file."""
     emulator = Emulator(identity=IdentityServer(interval=0.01))
     emulator.identity.resource_url = HOST
@@ -74,7 +74,7 @@ async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
         carl = bearer(await create_key(it, name="carl"))
         assert [key.name for key in fakes.api_keys.list_keys()] == ["bob", "amy", "carl"]
 
-        # Wrong secrets, and those that were accepted
+        # Wrong secrets, and secrets that were accepted
         wrong = [(await it.post(HELLO, headers=bearer(f"wrong-{n}")))[0] for n in range(4)]
         assert wrong == [401, 401, 401, 429]
         assert (await it.post(HELLO, headers=carl))[0] == 429
@@ -106,15 +106,15 @@ async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
 
         # A login and its tokens
         login = "/admin/accounts/me/login"
-        _, begun = await ask(it, "POST", login, ADMIN)
-        assert emulator.identity.decide(begun["user_code"])
+        _, started_login = await ask(it, "POST", login, ADMIN)
+        assert emulator.identity.decide(started_login["user_code"])
         await trio.sleep(30)
         assert (await ask(it, "GET", login, ADMIN))[1]["state"] == "signed_in"
         tokens = await fakes.credentials["me"].load()
         assert tokens is not None
         assert emulator.identity.accepts_token(tokens.access_token)
 
-        # Usage, and what the dashboard shows of it
+        # Usage, and its pages on the dashboard
         browser = Browser(it.app)
         await browser.login()
         for page in ("", "/requests", "/accounts", "/keys"):

@@ -1,5 +1,4 @@
-"""The whole way in memory: a client's request, the app, the relay, the transport, an emulated Qwen, and
-back."""
+"""A chat request passes through the app, the relay, the transport and an emulated Qwen in memory."""
 
 import json
 import logging
@@ -32,7 +31,7 @@ JSON_HEADER = ("content-type", "application/json")
 
 
 async def test_whole_answer():
-    """A plain request gets a chat.completion with the client's model name and our headers."""
+    """A plain request gets a chat.completion with the client's model name and qproxy's headers."""
     async with world() as it:
         status, headers, body = await it.post(HELLO)
         assert status == 200
@@ -46,7 +45,7 @@ async def test_whole_answer():
 
 
 async def test_the_upstream_is_always_streamed():
-    """A whole answer from DashScope is assembled from a stream that asks for usage."""
+    """A whole response from DashScope is assembled from a stream that requests usage."""
     async with world() as it:
         await it.post(HELLO)
         sent = it.emulator.requests[0]
@@ -57,8 +56,8 @@ async def test_the_upstream_is_always_streamed():
         assert sent.headers["accept-encoding"] == "identity"
 
 
-async def test_an_open_server_is_asked_as_the_client_asked():
-    """Rules for DashScope do not touch an open server, and a whole answer is asked for whole."""
+async def test_an_open_server_gets_the_client_s_request():
+    """DashScope's rules do not touch an open server, and a whole response is requested whole."""
     async with world(accounts=accounts("open", kind="openai_compatible"), emulator=Emulator()) as it:
         it.emulator.script(
             json_reply(
@@ -87,7 +86,7 @@ async def test_an_open_server_is_asked_as_the_client_asked():
 
 
 async def test_stream():
-    """A stream is valid chunk by chunk, ends with [DONE], and has usage only when it was asked for."""
+    """Every chunk of a stream is valid, [DONE] ends it, and usage is present only on request."""
     async with world() as it:
         status, text = await it.stream(HELLO)
         assert status == 200
@@ -104,7 +103,7 @@ async def test_stream():
 
 
 async def test_tool_call_and_its_result():
-    """A declared tool is called with arguments that fit, and its result is answered in words."""
+    """The model calls a declared tool with valid arguments and answers its result in text."""
     async with world() as it:
         _, _, body = await it.post(ASK)
         choice = body["choices"][0]
@@ -117,14 +116,14 @@ async def test_tool_call_and_its_result():
 
 
 async def test_every_path_answers_without_v1_and_with_a_slash():
-    """/chat/completions is /v1/chat/completions, and a trailing slash is forgiven."""
+    """/chat/completions equals /v1/chat/completions, and a trailing slash is accepted."""
     async with world() as it:
         for path in ("/v1/chat/completions", "/chat/completions", "/v1/chat/completions/"):
             assert (await it.post(HELLO, path))[0] == 200, path
 
 
 async def test_models():
-    """The servers' lists are merged, cached and freed of what is not text; aliases are listed."""
+    """Upstream model lists are merged, cached and filtered to text models; aliases are listed."""
     async with world(aliases={"gpt-4o": MODEL}) as it:
         status, body = await it.get("/v1/models")
         assert status == 200
@@ -141,7 +140,8 @@ async def test_models():
 
 
 async def test_models_of_a_silent_server_come_from_the_table(autojump_clock):
-    """A server that does not list its models costs five seconds once, and the published ones are listed."""
+    """An upstream that does not list its models costs five seconds once, and the published models are
+    listed."""
 
     class Silent(Emulator):
         def _reply(self, seen):
@@ -155,7 +155,7 @@ async def test_models_of_a_silent_server_come_from_the_table(autojump_clock):
 
 
 async def test_an_alias_is_echoed_and_resolved():
-    """The client sees the name it asked for; the server gets the model that it stands for."""
+    """The client sees its own model name; the upstream gets the model behind the alias."""
     async with world(aliases={"gpt-4o": MODEL}) as it:
         _, _, body = await it.post({**HELLO, "model": "gpt-4o"})
         assert body["model"] == "gpt-4o"
@@ -163,7 +163,7 @@ async def test_an_alias_is_echoed_and_resolved():
 
 
 async def test_ignored_parameters_are_named():
-    """What has no meaning for Qwen is left out and named in a header; strict_params refuses it."""
+    """A parameter that Qwen does not support is left out and named in a header; strict_params rejects it."""
     async with world() as it:
         _, headers, _ = await it.post({**HELLO, "user": "u", "store": True})
         assert headers["x-qproxy-ignored-params"] == "user, store"
@@ -185,16 +185,16 @@ REFUSED = {
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED.values(), ids=REFUSED.keys())
 async def test_refusals_have_openai_shape(body, status, code):
-    """Every refusal is OpenAI's error object with its four keys."""
+    """Every rejection is OpenAI's error object with its four keys."""
     async with world() as it:
-        got, _, answer = await it.post(body)
-        assert got == status
+        received, _, answer = await it.post(body)
+        assert received == status
         assert set(answer["error"]) == {"message", "type", "param", "code"}
         assert answer["error"]["code"] == code
 
 
 async def test_wrong_urls_methods_types_and_sizes():
-    """404, 405, 415 and 413 speak the same language."""
+    """404, 405, 415 and 413 use the same error shape."""
     async with world(max_body_bytes=100) as it:
         assert (await it.get("/v1/nope"))[1]["error"]["code"] == "unknown_url"
         status, body = await it.get("/v1/chat/completions")
@@ -211,7 +211,8 @@ async def test_wrong_urls_methods_types_and_sizes():
 
 
 async def test_client_keys():
-    """With keys set, only they (or their digest) open the door, and the error is a 401 of ours."""
+    """With keys set, only a key itself authenticates, listed plain or by its digest; otherwise qproxy returns
+    401."""
     digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of "secret"
     for keys in (["secret"], [digest]):
         async with world(api_keys=keys) as it:
@@ -239,13 +240,13 @@ FAILURES = {
 
 @pytest.mark.parametrize(("model", "status", "code"), [(k, *v) for k, v in FAILURES.items()], ids=FAILURES)
 async def test_a_failure_before_the_answer_keeps_its_status(model, status, code, autojump_clock):
-    """Whatever the server does wrong before its first event is a true HTTP status, streamed or not."""
+    """An upstream failure before its first event is an HTTP error status, streamed or not."""
     if model == "fault-quota":
         code = "insufficient_quota"
     for stream in (False, True):
         async with world(accounts=accounts("one", plan="coding" if model == "fault-quota" else "payg")) as it:
-            got, headers, body = await it.post({**HELLO, "model": model, "stream": stream})
-            assert (got, body["error"]["code"]) == (status, code)
+            received, headers, body = await it.post({**HELLO, "model": model, "stream": stream})
+            assert (received, body["error"]["code"]) == (status, code)
             assert headers["content-type"] == "application/json"
             if model == "fault-429":
                 assert headers["retry-after"] == "7"
@@ -258,8 +259,9 @@ LATE = ("fault-cut", "fault-end", "fault-hang", "fault-garbage", "fault-error-la
 
 
 @pytest.mark.parametrize("model", LATE)
-async def test_a_failure_in_mid_answer_is_one_frame(model, autojump_clock):
-    """After the first byte a failure is one error frame without [DONE]; a whole answer gets a status."""
+async def test_a_failure_in_mid_response_is_one_frame(model, autojump_clock):
+    """After the first byte a failure is one error frame without [DONE]; a whole response gets an error
+    status."""
     async with world() as it:
         status, text = await it.stream({**HELLO, "model": model})
         assert status == 200
@@ -273,7 +275,7 @@ async def test_a_failure_in_mid_answer_is_one_frame(model, autojump_clock):
 
 
 async def test_error_finish_is_an_error():
-    """error_finish hides its error in the content; it is never shown as an answer."""
+    """error_finish hides its error in the content, which never reaches the client as a response."""
     async with world() as it:
         _, text = await it.stream({**HELLO, "model": "fault-error-finish"})
         assert json.loads(frames(text)[-1])["error"]["code"] == "rate_limit_exceeded"
@@ -281,7 +283,7 @@ async def test_error_finish_is_an_error():
 
 
 async def test_quick_retries_and_no_more(autojump_clock):
-    """A 503 is tried three times, a 400 once, and an empty answer again."""
+    """A 503 is sent three times, a 400 once, and an empty response is retried."""
     async with world() as it:
         it.emulator.script(*[FAULTS["fault-503"][1]] * 5)
         assert (await it.post(HELLO))[0] == 503
@@ -297,14 +299,14 @@ async def test_quick_retries_and_no_more(autojump_clock):
 
 
 async def test_nothing_is_retried_after_the_first_byte(autojump_clock):
-    """An answer that has begun is never begun again."""
+    """A response is not restarted after its first byte."""
     async with world() as it:
         await it.stream({**HELLO, "model": "fault-cut"})
         assert len(it.emulator.requests) == 1
 
 
 async def test_another_account_takes_over():
-    """A spent account is left for another one, and is not asked again while it rests."""
+    """An exhausted account is replaced by another one, and gets no request during its cooldown."""
     async with world(accounts=accounts("one", "two", plan="coding")) as it:
         it.emulator.script(FAULTS["fault-quota"][1])
         assert (await it.post(HELLO))[0] == 200
@@ -316,7 +318,7 @@ async def test_another_account_takes_over():
 
 
 async def test_a_limit_in_an_error_is_learnt():
-    """A 400 that names the range of max_tokens is answered with a second, clamped try."""
+    """A 400 that names the range of max_tokens leads to a second attempt with a clamped value."""
     async with world() as it:
         it.emulator.script(
             json_reply(
@@ -334,7 +336,7 @@ async def test_a_limit_in_an_error_is_learnt():
 
 
 async def test_a_whole_json_answer_to_a_stream_request_is_streamed():
-    """A server that does not stream is streamed to the client all the same."""
+    """A whole JSON response to a stream request reaches the client as a stream."""
     async with world() as it:
         message = {"role": "assistant", "content": "hi", "reasoning_content": "hm"}
         it.emulator.script(
@@ -349,7 +351,7 @@ async def test_a_whole_json_answer_to_a_stream_request_is_streamed():
 
 
 async def test_an_error_object_with_status_200_is_an_error():
-    """A plain JSON error in a 200 keeps no success."""
+    """A plain JSON error with status 200 is not a success."""
     async with world() as it:
         it.emulator.script(json_reply({"code": "DataInspectionFailed", "message": "no", "request_id": "r-9"}))
         status, headers, body = await it.post(HELLO)
@@ -358,7 +360,7 @@ async def test_an_error_object_with_status_200_is_an_error():
 
 
 async def test_all_events_of_one_read_leave_in_one_write():
-    """Chunks that arrive together leave together."""
+    """Events of one read reach the client in few writes."""
     async with world() as it:
         pieces = b"".join(chunk({"content": str(n)}) for n in range(20)) + chunk({}, "stop") + DONE
         it.emulator.script(ScriptedReply((pieces,)))
@@ -374,7 +376,7 @@ async def test_all_events_of_one_read_leave_in_one_write():
 
 
 async def test_cors_is_off_unless_set():
-    """Without origins nothing is allowed; with them preflight and answer say so."""
+    """Without cors_origins no origin is allowed; with them preflight and response carry the headers."""
     origin = [(b"origin", b"https://app.test")]
     async with world() as it:
         assert "access-control-allow-origin" not in (await it.post(HELLO, headers=origin))[1]
@@ -386,7 +388,7 @@ async def test_cors_is_off_unless_set():
 
 
 async def test_health():
-    """Liveness touches nothing; readiness says when the server is draining."""
+    """Liveness depends on nothing; readiness reports that the server is draining."""
     async with world() as it:
         assert await it.get("/livez") == (200, {"status": "ok"})
         assert (await it.get("/readyz"))[0] == 200
@@ -396,7 +398,7 @@ async def test_health():
 
 
 async def test_one_log_line_and_no_secret(caplog):
-    """A request is one line with numbers and names, without a prompt, an answer or a key."""
+    """A request is one log line with numbers and names, without a prompt, a response or a key."""
     caplog.set_level(logging.DEBUG)
     async with world(api_keys=["client-secret"]) as it:
         await it.post(HELLO, headers=[(b"authorization", b"Bearer client-secret")])
@@ -413,7 +415,7 @@ async def test_one_log_line_and_no_secret(caplog):
 
 
 async def test_the_connection_to_the_upstream_is_kept():
-    """Requests one after the other use one connection."""
+    """Consecutive requests use one connection."""
     async with world() as it:
         for _ in range(3):
             await it.post(HELLO)
@@ -421,7 +423,7 @@ async def test_the_connection_to_the_upstream_is_kept():
 
 
 async def test_a_cut_before_the_head_is_tried_again(autojump_clock):
-    """A connection that closes before it answers is a quick retry."""
+    """A connection that closes before the response head causes a quick retry."""
     async with world() as it:
         it.emulator.script(
             ScriptedReply((CloseConnection(),)),
@@ -432,12 +434,12 @@ async def test_a_cut_before_the_head_is_tried_again(autojump_clock):
 
 
 async def test_an_app_is_served_once(monkeypatch, tmp_path):
-    """What it held open is closed with its first lifespan: a second one fails with words."""
+    """The first lifespan closes the app's resources: a second one fails with a message."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
-    app, said = create_app(Config(upstream="http://127.0.0.1:9/v1", ledger="none")), []
+    app, events_sent = create_app(Config(upstream="http://127.0.0.1:9/v1", ledger="none")), []
 
     async def send(message):
-        said.append((message["type"].removeprefix("lifespan."), message.get("message", "")))
+        events_sent.append((message["type"].removeprefix("lifespan."), message.get("message", "")))
 
     async def serve(*events):
         messages = [{"type": f"lifespan.{event}"} for event in events]
@@ -450,8 +452,8 @@ async def test_an_app_is_served_once(monkeypatch, tmp_path):
 
     await serve("startup", "shutdown")
     await serve("startup")
-    assert [kind for kind, _ in said] == ["startup.complete", "shutdown.complete", "startup.failed"]
-    assert "served before" in said[-1][1]
+    assert [kind for kind, _ in events_sent] == ["startup.complete", "shutdown.complete", "startup.failed"]
+    assert "served before" in events_sent[-1][1]
 
 
 MESSAGE = {"role": "assistant", "content": "Hello, how are you?"}
@@ -464,8 +466,8 @@ APIS = {
 
 
 @pytest.mark.parametrize("path", APIS)
-async def test_usage_that_no_upstream_reported(path):
-    """Chat has null for it; the other APIs get an estimate that a header marks."""
+async def test_usage_without_an_upstream_report(path):
+    """Chat returns null; the other APIs return an estimate that a header marks."""
     body, field = APIS[path]
     async with world(accounts=accounts("own", kind="openai_compatible"), emulator=Emulator()) as it:
         it.emulator.script(json_reply(UNREPORTED))

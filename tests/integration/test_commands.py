@@ -1,5 +1,4 @@
-"""The ways to run qproxy, each as a user would: the command, Hypercorn's command, TLS with HTTP/2, a Trio
-program."""
+"""qproxy runs via its command, Hypercorn's command, TLS with HTTP/2, and a Trio program."""
 
 import atexit
 import json
@@ -32,14 +31,14 @@ from tests.telemetry.test_metrics import samples
 BODY = json.dumps(HELLO).encode()
 JSON_HEADER = ("content-type", "application/json")
 PATIENCE = 100
-"""Seconds that another process is waited for, however busy the machine is; longer only ever means never."""
+"""Seconds to wait for another process, however busy the machine is; a failing test takes this long."""
 HOME = tempfile.mkdtemp(prefix="qproxy-test-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 
 @asynccontextmanager
 async def process(*command, stdout=subprocess.DEVNULL, inherited=(), **environ):
-    """A child process that is ended by pid whatever happens; `inherited` are descriptors that it may use."""
+    """Run a child process and kill it by pid at the end; it inherits the descriptors `inherited`."""
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     child = await trio.lowlevel.open_process(
         [sys.executable, "-m", *command],
@@ -58,23 +57,23 @@ async def process(*command, stdout=subprocess.DEVNULL, inherited=(), **environ):
 
 @asynccontextmanager
 async def serving(*options, **environ):
-    """`qproxy serve` on whatever port is free: the process, and the port that it says."""
+    """Run `qproxy serve` on any free port; yield the process and the port that it prints."""
     command = ("qproxy", "serve", "--port", "0", *options)
     async with process(*command, stdout=subprocess.PIPE, **environ) as child, child.stdout:
-        said = b""
+        printed = b""
         with trio.fail_after(PATIENCE):
-            while not (found := re.search(rb"http://127\.0\.0\.1:(\d+)/v1", said)):
+            while not (found := re.search(rb"http://127\.0\.0\.1:(\d+)/v1", printed)):
                 piece = await child.stdout.receive_some()
-                assert piece, said
-                said += piece
+                assert piece, printed
+                printed += piece
         yield child, int(found[1])
 
 
 @asynccontextmanager
 async def listening():
-    """A socket that listens on whatever port is free, for a process to inherit; the socket, and its port.
+    """Listen on any free port with a socket for a process to inherit; yield the socket and its port.
 
-    Clients may connect before the process is there: nobody else can have taken the port meanwhile.
+    Clients may connect before the process runs: no other process can take the port meanwhile.
     """
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
@@ -82,7 +81,7 @@ async def listening():
 
 
 async def connected(port):
-    """A client of a server that may still be starting."""
+    """Return a client of a server that may still be starting."""
     with trio.fail_after(PATIENCE):
         while True:
             try:
@@ -99,7 +98,7 @@ async def ask(port):
     return status, json.loads(body)
 
 
-async def ended(child):
+async def wait_for_exit(child):
     with trio.fail_after(PATIENCE):
         return await child.wait()
 
@@ -113,12 +112,12 @@ async def test_the_command():
             status, body = await ask(port)
             assert (status, body["object"]) == (200, "chat.completion")
             child.send_signal(signal.SIGTERM)
-            assert await ended(child) == 0
+            assert await wait_for_exit(child) == 0
         nursery.cancel_scope.cancel()
 
 
-async def counted(port):
-    """How many requests /metrics tells of."""
+async def count_requests(port):
+    """Return the number of requests in /metrics."""
     client = await connected(port)
     await client.send("GET", "/metrics")
     status, text = await client.response()
@@ -127,27 +126,27 @@ async def counted(port):
     return sum(count for name, count in samples(text).items() if name[0] == "qproxy_requests_total")
 
 
-def sockets():
-    """Where workers of one master answer each other."""
+def worker_sockets():
+    """Return the sockets on which the workers of one master answer each other."""
     return list(Path(HOME, "workers").glob("*/*"))
 
 
-async def everybody_counts(port, workers):
+async def expect_shared_counts(port, workers):
     """Behind one port any worker answers /metrics for all of them."""
     with trio.fail_after(PATIENCE):
         while True:
-            if workers < 2 or len(sockets()) == workers:
+            if workers < 2 or len(worker_sockets()) == workers:
                 break
             await trio.sleep(0.05)
     for _ in range(8):
         assert (await ask(port))[0] == 200
-    assert [await counted(port) for _ in range(6)] == [9] * 6
+    assert [await count_requests(port) for _ in range(6)] == [9] * 6
 
 
 @pytest.mark.parametrize("workers", ["0", "1", "2"])
 async def test_hypercorns_command(workers, tmp_path):
-    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one, and keep
-    one ledger; a request survives SIGTERM."""
+    """`hypercorn qproxy:app --worker-class trio` reads the environment; workers share counters and one
+    ledger, and a request survives SIGTERM."""
     ledger = str(tmp_path / "ledger.sqlite3")
     emulator = Emulator(delay=0.1)
     async with trio.open_nursery() as nursery, listening() as (listener, port):
@@ -157,7 +156,7 @@ async def test_hypercorns_command(workers, tmp_path):
         command = ("hypercorn", "qproxy:app", "--worker-class", "trio", "-w", workers, "-b", f"fd://{fd}")
         async with process(*command, inherited=(fd,), **environ) as child:
             assert (await ask(port))[0] == 200
-            await everybody_counts(port, int(workers))
+            await expect_shared_counts(port, int(workers))
             client = await connected(port)
             await client.send(
                 "POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": True}).encode(), [JSON_HEADER]
@@ -169,8 +168,8 @@ async def test_hypercorns_command(workers, tmp_path):
                 body += data
             assert body.endswith(b"data: [DONE]\n\n")
             await client.aclose()
-            await ended(child)
-        assert not sockets()
+            await wait_for_exit(child)
+        assert not worker_sockets()
         with closing(schema.open_for_reading(Path(ledger))) as kept:
             assert kept.execute("SELECT outcome, count(*) FROM requests GROUP BY 1").fetchall() == [
                 ("ok", 10)
@@ -179,7 +178,7 @@ async def test_hypercorns_command(workers, tmp_path):
 
 
 async def test_in_a_trio_program():
-    """nursery.start(qproxy.serve, ...) gives the bound address; its trigger stops it."""
+    """nursery.start(qproxy.serve, ...) returns the bound address; its trigger stops it."""
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -192,7 +191,7 @@ async def test_in_a_trio_program():
 
 
 async def test_without_a_socket():
-    """qproxy.in_process speaks to the app directly."""
+    """qproxy.in_process calls the app without a socket."""
     emulator = Emulator()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -209,7 +208,7 @@ async def test_without_a_socket():
 
 
 async def test_tls_with_http2(tmp_path):
-    """With a certificate HTTP/2 is agreed on by ALPN, and HTTP/1.1 still works."""
+    """With a certificate, ALPN selects HTTP/2, and HTTP/1.1 still works."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -246,7 +245,7 @@ async def test_tls_with_http2(tmp_path):
 
 
 async def test_http2_with_prior_knowledge():
-    """h2c over a real socket."""
+    """The server accepts h2c over a real socket."""
     emulator = Emulator()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -261,15 +260,15 @@ async def test_http2_with_prior_knowledge():
 
 
 def test_the_demo():
-    """The demo's whole way: a streamed tool call, its result, and the answer in words."""
-    said: list[str] = []
-    assert demo.run(0, True, said.append) == 0
-    text = "\n".join(said)
+    """The demo shows a streamed tool call, its result, and the final text."""
+    printed: list[str] = []
+    assert demo.run(0, True, printed.append) == 0
+    text = "\n".join(printed)
     assert 'get_weather({"city": "Hangzhou"})' in text
     assert "light rain" in text
-    if not said[-1].startswith(demo.NO_TOOL):
+    if not printed[-1].startswith(demo.NO_TOOL):
         assert "  The server ran a tool in its sandbox: calculate ok" in text
-        assert "6.148914691236517e+18" in said[-2]
+        assert "6.148914691236517e+18" in printed[-2]
 
 
 def test_ctrl_c_during_the_demo():
@@ -285,8 +284,8 @@ def test_ctrl_c_during_the_demo():
     assert lines[2:] == ["Shutting down: waiting for in-flight requests. Press Ctrl+C again to quit now."]
 
 
-def test_serving_without_an_account_says_what_to_do(monkeypatch, capsys):
-    """No account is a usage error with a way out."""
+def test_serving_without_an_account_names_the_setting(monkeypatch, capsys):
+    """Serving without an account is a usage error that names DASHSCOPE_API_KEY."""
     for name in ("DASHSCOPE_API_KEY", "BAILIAN_CODING_PLAN_API_KEY", "BAILIAN_TOKEN_PLAN_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert cli.main(["serve"]) == 2
@@ -294,7 +293,7 @@ def test_serving_without_an_account_says_what_to_do(monkeypatch, capsys):
 
 
 def test_help_names_every_setting(capsys):
-    """`qproxy serve --help` is derived from the table."""
+    """The settings table defines the options of `qproxy serve --help`."""
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     text = capsys.readouterr().out

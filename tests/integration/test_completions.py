@@ -1,5 +1,4 @@
-"""Completions from end to end: the way a prompt takes, several prompts as one answer, failures,
-disconnects."""
+"""Completions work end to end: both ways to send a prompt, several prompts, failures, disconnects."""
 
 import json
 
@@ -18,27 +17,27 @@ CHAT = {"model": "qwen3.7-plus", "prompt": "Once upon a time"}
 OWN = accounts("one", completions=["*coder*"])
 
 
-async def streamed(it, body):
-    """The chunks of a stream, judged."""
+async def stream_chunks(it, body):
+    """Return the validated chunks of a stream."""
     raw = json.dumps({**body, "stream": True}).encode()
     async with it.client.request(
         "POST", PATH, headers=[(b"content-type", b"application/json")], body=raw
-    ) as got:
-        assert got.status == 200
-        return stream(Completion, (await got.read()).decode())
+    ) as received:
+        assert received.status == 200
+        return stream(Completion, (await received.read()).decode())
 
 
 def texts(chunks):
-    """What the chunks say, by choice."""
-    said: dict[int, str] = {}
+    """Return the text of the chunks by choice."""
+    found: dict[int, str] = {}
     for chunk in chunks:
         for choice in chunk.choices:
-            said[choice.index] = said.get(choice.index, "") + choice.text
-    return said
+            found[choice.index] = found.get(choice.index, "") + choice.text
+    return found
 
 
-async def test_a_chat_model_is_asked_in_a_chat():
-    """Without an endpoint of its own the prompt is the one user message, without thinking and without a
+async def test_a_chat_model_gets_a_user_message():
+    """Without a completions endpoint the prompt is the one user message, without thinking and without a
     limit."""
     async with world() as it:
         status, _, body = await it.post(CHAT, PATH)
@@ -50,11 +49,11 @@ async def test_a_chat_model_is_asked_in_a_chat():
         assert seen.body["messages"] == [{"role": "user", "content": "Once upon a time"}]
         assert seen.body["enable_thinking"] is False
         assert "max_tokens" not in seen.body
-        assert texts(await streamed(it, CHAT)) == {0: answer.choices[0].text}
+        assert texts(await stream_chunks(it, CHAT)) == {0: answer.choices[0].text}
 
 
-async def test_thinking_that_is_asked_for_stays():
-    """Who wants thoughts gets them thought; the answer has no room for them."""
+async def test_requested_thinking_stays():
+    """Requested thinking reaches the model; the response omits the reasoning."""
     async with world() as it:
         _, _, body = await it.post({**CHAT, "enable_thinking": True}, PATH)
         assert it.emulator.requests[0].body["enable_thinking"] is True
@@ -62,12 +61,12 @@ async def test_thinking_that_is_asked_for_stays():
 
 
 @pytest.mark.parametrize("kind", ["openai_compatible", "key"])
-async def test_a_server_that_completes_is_given_the_prompt(kind):
-    """Its own endpoint, with Qwen-coder's words around the gap and the older name of logprobs."""
+async def test_a_completions_endpoint_gets_the_prompt(kind):
+    """The upstream's endpoint gets Qwen-coder's fill-in-the-middle tokens and the older form of logprobs."""
     own = accounts("one", kind=kind) if kind == "openai_compatible" else OWN
     async with world(accounts=own) as it:
-        asked = {**CODER, "suffix": "\nf()", "logprobs": 1, "n": 2}
-        status, _, body = await it.post(asked, PATH)
+        request = {**CODER, "suffix": "\nf()", "logprobs": 1, "n": 2}
+        status, _, body = await it.post(request, PATH)
         assert status == 200
         answer = judge(Completion, body)
         (seen,) = it.emulator.requests
@@ -76,7 +75,7 @@ async def test_a_server_that_completes_is_given_the_prompt(kind):
         assert seen.body["logprobs"] == 1
         assert not {"suffix", "messages", "top_logprobs"} & set(seen.body)
         assert [choice.text for choice in answer.choices] == ["    return 9 + 4"] * 2
-        chunks = await streamed(it, asked)
+        chunks = await stream_chunks(it, request)
         assert texts(chunks) == {0: "    return 9 + 4", 1: "    return 9 + 4"}
         for choice in answer.choices:
             own_probabilities = [
@@ -88,17 +87,17 @@ async def test_a_server_that_completes_is_given_the_prompt(kind):
 
 
 @pytest.mark.parametrize("own", [OWN, accounts("one")], ids=["completed", "chatted"])
-async def test_several_prompts_are_one_answer(own):
-    """Numbered on, in order, the tokens summed; streamed and whole are the same."""
+async def test_several_prompts_share_one_response(own):
+    """Choices of several prompts are numbered in order and tokens summed; streamed and whole agree."""
     prompts = ["one", "two two", "three"]
     async with world(accounts=own) as it:
-        asked = {**CODER, "prompt": prompts, "echo": True, "stop": ["nothing"]}
-        answer = judge(Completion, (await it.post(asked, PATH))[2])
+        request = {**CODER, "prompt": prompts, "echo": True, "stop": ["nothing"]}
+        answer = judge(Completion, (await it.post(request, PATH))[2])
         assert [choice.index for choice in answer.choices] == [0, 1, 2]
         assert all(c.text.startswith(p) for c, p in zip(answer.choices, prompts, strict=True))
-        chunks = await streamed(it, {**asked, "stream_options": {"include_usage": True}})
+        chunks = await stream_chunks(it, {**request, "stream_options": {"include_usage": True}})
         assert texts(chunks) == {choice.index: choice.text for choice in answer.choices}
-        single = [(await it.post({**asked, "prompt": prompt}, PATH))[2]["usage"] for prompt in prompts]
+        single = [(await it.post({**request, "prompt": prompt}, PATH))[2]["usage"] for prompt in prompts]
         for usage in (answer.usage, chunks[-1].usage):
             assert usage.prompt_tokens == sum(one["prompt_tokens"] for one in single)
             assert usage.total_tokens == sum(one["total_tokens"] for one in single)
@@ -112,19 +111,20 @@ FINE = ScriptedReply(
 
 
 async def test_a_failure_among_several_prompts(autojump_clock):
-    """Whole, it is the one error; in a stream that has begun, the last frame."""
-    asked = {**CODER, "prompt": ["one", "two"]}
+    """A failure among several prompts is the error of a whole response, or the last frame of a started
+    stream."""
+    request = {**CODER, "prompt": ["one", "two"]}
     async with world(accounts=OWN) as it:
         it.emulator.script(FINE, BROKEN)
-        status, headers, body = await it.post(asked, PATH)
+        status, headers, body = await it.post(request, PATH)
         assert (status, headers["x-should-retry"]) == (429, "false")
         refusal(body)
         it.server.state.relay.accounts.accounts[0].record_success()
         it.emulator.script(FINE, BROKEN)
-        raw = json.dumps({**asked, "stream": True}).encode()
+        raw = json.dumps({**request, "stream": True}).encode()
         fields = [(b"content-type", b"application/json")]
-        async with it.client.request("POST", PATH, headers=fields, body=raw) as got:
-            text = (await got.read()).decode()
+        async with it.client.request("POST", PATH, headers=fields, body=raw) as received:
+            text = (await received.read()).decode()
         assert "[DONE]" not in text
         refusal(json.loads(text.rstrip().rpartition("data: ")[2]))
         assert it.sound()
@@ -132,7 +132,7 @@ async def test_a_failure_among_several_prompts(autojump_clock):
 
 @pytest.mark.parametrize("whole", [True, False])
 async def test_a_disconnect_frees_every_prompt(whole, autojump_clock):
-    """A client that leaves frees all that its prompts hold within 100 ms."""
+    """A disconnect releases everything that the prompts hold within 100 ms."""
     async with world(accounts=OWN) as it, h1(it.app) as client:
         it.emulator.script(*([ScriptedReply((HANG,))] * 2 if whole else [FINE, ScriptedReply((HANG,))]))
         body = json.dumps({**CODER, "prompt": ["one", "two"], "stream": not whole}).encode()
@@ -158,7 +158,7 @@ async def test_a_disconnect_frees_every_prompt(whole, autojump_clock):
     ],
 )
 async def test_refusals(body, status, param):
-    """In OpenAI's shape, with the field's name."""
+    """Rejections have OpenAI's shape and name the field."""
     async with world() as it:
-        got, _, answer = await it.post(body, PATH)
-        assert (got, refusal(answer).param) == (status, param)
+        received, _, answer = await it.post(body, PATH)
+        assert (received, refusal(answer).param) == (status, param)

@@ -1,8 +1,7 @@
-"""What a request and a chunk may cost, in things that can be counted: calls, tasks, writes, parses.
+"""A request and a chunk have countable costs: calls, tasks, writes, parses.
 
-A clock would tell of the machine; these tell of the code. Each ceiling is about a tenth above what was
-counted when it was written (Python 3.11): raise one only with a reason, and lower it when you have made
-something cheaper.
+A clock measures the machine, counts measure the code. Each ceiling is about a tenth above the count at its
+writing (Python 3.11): raise one only with a reason, and lower it when something becomes cheaper.
 """
 
 import gc
@@ -39,7 +38,7 @@ TOOL = {
 
 
 class Counter(trio.abc.Instrument):
-    """Calls of Python functions in this process, and tasks begun."""
+    """Counts calls of Python functions in this process, and started tasks."""
 
     def __init__(self):
         self.calls = 0
@@ -50,11 +49,11 @@ class Counter(trio.abc.Instrument):
 
     @contextmanager
     def counting(self):
-        def see(frame, event, argument):
+        def profile(frame, event, argument):
             self.calls += event == "call"
 
         trio.lowlevel.add_instrument(self)
-        sys.setprofile(see)
+        sys.setprofile(profile)
         try:
             yield
         finally:
@@ -62,8 +61,8 @@ class Counter(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self)
 
 
-async def answered(client, body, path="/v1/chat/completions"):
-    """Ask, and read the whole answer."""
+async def complete(client, body, path="/v1/chat/completions"):
+    """Send a request and read the whole response."""
     await client.send("POST", path, json.dumps(body).encode(), [("content-type", "application/json")])
     while not isinstance(event := client.http.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
@@ -71,36 +70,36 @@ async def answered(client, body, path="/v1/chat/completions"):
     client.http.start_next_cycle()
 
 
-async def counted(replies, body, repeat=1, path="/v1/chat/completions"):
-    """What `repeat` requests cost together, after two that warm everything up."""
+async def count_cost(replies, body, repeat=1, path="/v1/chat/completions"):
+    """Return the cost of `repeat` requests together, after two that warm everything up."""
     emulator, counter = Emulator(), Counter()
     async with world(emulator=emulator, log_level="error") as it, h1(it.app) as client:
         emulator.script(*replies * (repeat + 2))
         for _ in range(2):
-            await answered(client, body, path)
+            await complete(client, body, path)
         await trio.testing.wait_all_tasks_blocked()
         with counter.counting():
             for _ in range(repeat):
-                await answered(client, body, path)
-            await trio.testing.wait_all_tasks_blocked()  # the last one's end is part of what it costs
+                await complete(client, body, path)
+            await trio.testing.wait_all_tasks_blocked()  # the end of the last request is part of its cost
     return counter
 
 
 def stream(*chunks):
-    """An answer whose chunks come in one read."""
+    """Return a response whose chunks come in one read."""
     return ScriptedReply((HEAD + b"".join(chunks) + END,))
 
 
 async def per_chunk(one, count, body, around=(), path="/v1/chat/completions"):
-    """Calls for each further chunk of a burst."""
+    """Return the calls for each further chunk of a burst."""
     first, last = around or (b"", b"")
-    small = await counted([stream(first, one * 10, last)], body, path=path)
-    large = await counted([stream(first, one * (10 + count), last)], body, path=path)
+    small = await count_cost([stream(first, one * 10, last)], body, path=path)
+    large = await count_cost([stream(first, one * (10 + count), last)], body, path=path)
     return (large.calls - small.calls) / count
 
 
 async def test_a_chunk_of_text():
-    """A chunk of a burst costs some thirty calls, with tools declared or without."""
+    """A chunk of a burst costs about thirty calls, with tools declared or without."""
     plain = await per_chunk(TEXT, 200, {**HELLO, "stream": True})
     tools = await per_chunk(TEXT, 200, {**HELLO, "stream": True, "tools": [TOOL]})
     assert plain <= 29
@@ -116,8 +115,8 @@ async def test_a_piece_of_arguments_costs_little_more_than_text():
     assert piece <= text
 
 
-async def test_what_one_read_gives_leaves_in_one_write(monkeypatch):
-    """A burst of any length that comes in one read is written once, between the head and the end."""
+async def test_one_read_leaves_in_one_write(monkeypatch):
+    """A burst of any length from one read is written once, between the head and the end."""
     writes = []
     plain = http_server.TCPServer.protocol_send
 
@@ -130,33 +129,33 @@ async def test_what_one_read_gives_leaves_in_one_write(monkeypatch):
     async with world(emulator=emulator) as it, h1(it.app) as client:
         emulator.script(*[stream(TEXT * count) for count in (1, 5, 300)])
         for _ in range(3):
-            await answered(client, {**HELLO, "stream": True})
+            await complete(client, {**HELLO, "stream": True})
             sent, writes[:] = [event for event in writes if isinstance(event, RawData)], []
         assert len(sent) <= 3
 
 
 async def test_a_whole_request():
-    """A plain request is one task, and bounded calls; the emulator's own are among them."""
-    counter = await counted([stream(TEXT)], HELLO, repeat=10)
-    # The request's; the emulator has one to send, and one to see its client leave.
+    """A plain request is one task and a bounded number of calls, the emulator's included."""
+    counter = await count_cost([stream(TEXT)], HELLO, repeat=10)
+    # One for the request; the emulator has one to send, and one to watch for a disconnect.
     assert counter.tasks == 10 * (1 + 2)
     assert counter.calls / 10 <= 3450
 
 
 async def test_a_whole_request_is_two_writes(monkeypatch):
-    """Over plain sockets the question leaves in one write, head and body, and so does the answer."""
+    """Over plain sockets the request leaves in one write, head and body, and so does the response."""
     writes = []
 
-    def counted(socket, *pieces):
+    def count_cost(socket, *pieces):
         writes.append(sum(map(len, pieces)))
         return sockets.send_nowait(socket, *pieces)
 
     for module in (tcp_server, interruptible):
-        monkeypatch.setattr(module, "send_nowait", counted)
+        monkeypatch.setattr(module, "send_nowait", count_cost)
     async with real_world() as (_, dial):
         client = H1Client(await dial())
         for _ in range(5):
-            await answered(client, HELLO)
+            await complete(client, HELLO)
         await client.aclose()
     assert len(writes) == 2 * 5
     assert all(writes)
@@ -179,14 +178,14 @@ async def test_messages_cost_what_chat_costs():
         messages = await per_chunk(one, 200, {**MESSAGES, "stream": True, **tools}, edges, "/v1/messages")
         assert messages <= 1.15 * chat
     for streamed in (False, True):
-        chat = (await counted([stream(TEXT)], {**HELLO, "stream": streamed}, repeat=10)).calls
+        chat = (await count_cost([stream(TEXT)], {**HELLO, "stream": streamed}, repeat=10)).calls
         messages = (
-            await counted([stream(TEXT)], {**MESSAGES, "stream": streamed}, repeat=10, path="/v1/messages")
+            await count_cost([stream(TEXT)], {**MESSAGES, "stream": streamed}, repeat=10, path="/v1/messages")
         ).calls
         assert messages <= 1.15 * chat
 
 
-ASKED: dict[str, dict[str, Any]] = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": HELLO,
     "/v1/messages": MESSAGES,
     "/v1/messages/count_tokens": MESSAGES,
@@ -197,22 +196,22 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize("path", BODIES)
 async def test_a_request_leaves_no_cycles(path, streamed):
-    """What was made for a request goes with it: nothing of ours waits for the garbage collector."""
+    """A finished request leaves none of qproxy's objects to the garbage collector."""
     body = (
-        {**ASKED[path], "stream": True}
+        {**BODIES[path], "stream": True}
         if streamed and "embed" not in path and "count" not in path
-        else ASKED[path]
+        else BODIES[path]
     )
     async with world(log_level="error") as it, h1(it.app) as client:
-        await answered(client, body, path)
+        await complete(client, body, path)
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(3):
-                await answered(client, body, path)
+                await complete(client, body, path)
             await trio.testing.wait_all_tasks_blocked()
             gc.collect()
             left = [type(thing) for thing in gc.garbage if type(thing).__module__.startswith("qproxy.")]
@@ -223,25 +222,25 @@ async def test_a_request_leaves_no_cycles(path, streamed):
     assert [kind for kind in left if not kind.__module__.startswith("qproxy.emulator")] == []
 
 
-def said(text, times=1):
+def messages_of(text, times=1):
     return {"messages": [{"role": "user", "content": text}] * times}
 
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 100_000}}
 LONG = {
-    "1 KB": said("word " * 205),
-    "64 KB": said("word " * 13_000),
-    "many messages": said("word " * 280, 48),
-    "many tools": {**said("word "), "tools": [{"type": "function",
+    "1 KB": messages_of("word " * 205),
+    "64 KB": messages_of("word " * 13_000),
+    "many messages": messages_of("word " * 280, 48),
+    "many tools": {**messages_of("word "), "tools": [{"type": "function",
         "function": {"name": f"f{n}", "description": "word " * 50}} for n in range(40)]},
-    "pictures": said([{"type": "text", "text": "What is this?"}, PICTURE, PICTURE, PICTURE]),
-    "not ASCII": said("快速的棕色狐狸" * 3000),
+    "pictures": messages_of([{"type": "text", "text": "What is this?"}, PICTURE, PICTURE, PICTURE]),
+    "not ASCII": messages_of("快速的棕色狐狸" * 3000),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt", LONG.values(), ids=LONG.keys())
-async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prompt):
-    """However long it is: one reading of the body, and no encoding of the messages or the tools."""
+async def test_a_prompt_is_parsed_once_and_never_encoded(monkeypatch, prompt):
+    """A prompt of any length is parsed once, without encoding messages or tools."""
     read, written = [], []
     plain_read, plain_write = raw_json.parse_body, json_codec.dumps
 

@@ -1,5 +1,4 @@
-"""Strict cancellation: whoever leaves, however and whenever, frees everything that was held for the
-request."""
+"""Strict cancellation: a disconnect, at any moment and in any way, frees everything held for the request."""
 
 import json
 
@@ -7,7 +6,7 @@ import pytest
 import trio
 
 from qproxy import http_server
-from tests.disconnects import BEGUN, MOMENTS, WAYS, left, real_world, slow, until
+from tests.disconnects import BEGUN, MOMENTS, WAYS, disconnect_and_check, real_world, slow, until
 from tests.helpers import HELLO, H1Client, served, world
 
 EVERY = [
@@ -18,24 +17,24 @@ EVERY = [
 
 @EVERY[0]
 @EVERY[1]
-async def test_leaving(moment, ask, caplog, autojump_clock, monkeypatch):
-    """The upstream is closed within 100 ms, lease and places are back, and nothing is an error."""
+async def test_a_disconnect(moment, ask, caplog, autojump_clock, monkeypatch):
+    """The upstream closes within 100 ms, lease and slots are released, and no error is logged."""
     monkeypatch.setattr(http_server.TCPServer, "connections", 0)
     async with world() as it, served(it.app) as stream:
-        await left(it, stream, ask, moment, caplog, within=0.1)
+        await disconnect_and_check(it, stream, ask, moment, caplog, within=0.1)
 
 
 @EVERY[0]
 @EVERY[1]
-async def test_leaving_over_real_sockets(moment, ask, caplog, monkeypatch):
-    """The same with the kernel in between (and time for a busy machine)."""
+async def test_a_disconnect_over_real_sockets(moment, ask, caplog, monkeypatch):
+    """The same holds over real sockets (with time for a busy machine)."""
     monkeypatch.setattr(http_server.TCPServer, "connections", 0)
     async with real_world() as (it, connect):
-        await left(it, await connect(), ask, moment, caplog, within=2)
+        await disconnect_and_check(it, await connect(), ask, moment, caplog, within=2)
 
 
-async def test_leaving_in_process(autojump_clock):
-    """An embedding program that leaves a response early frees the upstream."""
+async def test_a_disconnect_in_process(autojump_clock):
+    """An embedding program that closes a response early frees the upstream."""
     async with world() as it:
         it.emulator.script(slow(BEGUN))
         raw = json.dumps({**HELLO, "stream": True}).encode()
@@ -49,9 +48,8 @@ async def test_leaving_in_process(autojump_clock):
         assert it.sound()
 
 
-async def test_clients_that_leave_at_once():
-    """Whoever asks and leaves in one breath has nothing done for it, however its server's tasks take
-    turns."""
+async def test_clients_that_disconnect_at_once():
+    """A client that sends and disconnects at once leaves no work, in any order of the server's tasks."""
     body = json.dumps({**HELLO, "model": "fault-silent"}).encode()
     async with real_world() as (it, dial):
         for _ in range(60):

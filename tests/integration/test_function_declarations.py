@@ -1,5 +1,4 @@
-"""A server that speaks of functions as Gemini does, from a client's first question to the answer about the
-result."""
+"""An upstream with Gemini's function declarations works from a client's first request to its tool result."""
 
 import json
 
@@ -24,7 +23,7 @@ ASK = [{"role": "user", "content": "How is the weather in Rome?"}]
 
 
 class Scripted(Emulator):
-    """A server that gives these answers, one after the other, whatever is asked where."""
+    """An upstream that returns these replies in order, whatever the request."""
 
     def __init__(self, *replies):
         super().__init__()
@@ -42,12 +41,11 @@ def reply(dialect, message):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("dialect", PATHS)
 async def test_a_call_and_its_result(dialect, stream):
-    """The client speaks and hears OpenAI's form; its server speaks and hears Gemini's, by the names that it
-    takes."""
-    mine = accounts("one", tool_schema="function_declarations", dialect=dialect)
+    """The client uses OpenAI's form; the upstream gets and returns Gemini's, with valid function names."""
+    entries = accounts("one", tool_schema="function_declarations", dialect=dialect)
     part = {"functionCall": {"name": "get_weather", "args": {"city": "Rome"}}}
     server = Scripted(reply(dialect, {"parts": [part]}), reply(dialect, {"content": "Sunny."}))
-    async with world(accounts=mine, emulator=server) as it:
+    async with world(accounts=entries, emulator=server) as it:
         body = {"model": MODEL, "messages": ASK, "tools": [TOOL], "tool_choice": "required"}
         if stream:
             _, text = await it.stream(body)
@@ -77,9 +75,9 @@ async def test_a_call_and_its_result(dialect, stream):
     assert declared == {"name": "get_weather", "parameters": {"type": "object"}}
     assert fields["tool_config"] == {"function_calling_config": {"mode": "ANY"}}
     assert "tool_choice" not in fields
-    said = second.body["messages"] if dialect == "compatible" else second.body["input"]["messages"]
-    assert said[1]["content"][-1]["functionCall"]["name"] == "get_weather"
-    assert said[2]["content"][0]["functionResponse"] == {
+    messages = second.body["messages"] if dialect == "compatible" else second.body["input"]["messages"]
+    assert messages[1]["content"][-1]["functionCall"]["name"] == "get_weather"
+    assert messages[2]["content"][0]["functionResponse"] == {
         "id": call["id"],
         "name": "get_weather",
         "response": {"output": "sunny"},
@@ -89,7 +87,7 @@ async def test_a_call_and_its_result(dialect, stream):
 @pytest.mark.parametrize("spelling", ["auto", "hermes", "coder"])
 @pytest.mark.parametrize("dialect", PATHS)
 def test_two_ways_to_send_tools(dialect, spelling):
-    """Tools are declared or written into the prompt; who asks for both is told so at the start."""
+    """Setting both tool_schema and render_tools is a ConfigError at the start."""
     entry = AccountConfig(
         "mine",
         "openai_compatible",
@@ -102,8 +100,8 @@ def test_two_ways_to_send_tools(dialect, spelling):
         resolve_account(entry)
 
 
-def test_model_studio_is_warned_of():
-    """Alibaba's own servers take OpenAI's form: who sets another one is warned, for they may learn it."""
+def test_model_studio_warns():
+    """Alibaba's servers expect OpenAI's form: setting another one warns."""
     entry = AccountConfig("mine", preset="us", key="sk-1", tool_schema="function_declarations")
     (warning,) = key_warnings(resolve_account(entry))
     assert "OpenAI's form" in warning

@@ -1,5 +1,4 @@
-"""A signed-in account in a whole server: its sign-in over HTTP, its tokens in requests, and what a reload
-does to it."""
+"""A logged-in account works in a whole server: its login over HTTP, its tokens in requests, and reloads."""
 
 import json
 import logging
@@ -22,8 +21,8 @@ ADMIN = [(b"authorization", b"Bearer the-admin-key")]
 
 
 @asynccontextmanager
-async def signing(tmp_path, *names, lifetime=3600.0, **settings):
-    """A server with an account that is not signed in, and an identity server that is polled without delay."""
+async def login_world(tmp_path, *names, lifetime=3600.0, **settings):
+    """Serve an account that is not logged in, with an identity server that is polled without delay."""
     emulator = Emulator(identity=IdentityServer(interval=0.01, token_lifetime=lifetime))
     entries = [
         AccountConfig(name, kind="oauth", credentials=str(tmp_path / name)) for name in names or ("me",)
@@ -51,24 +50,23 @@ def source(it, name="me"):
     return next(a.source for a in it.server.state.relay.accounts.accounts if a.name == name)
 
 
-async def sign_in(it, name="me"):
-    """Over HTTP, as a person without a terminal does."""
+async def log_in(it, name="me"):
+    """Log an account in over HTTP and return its final state."""
     path = f"/admin/accounts/{name}/login"
-    _, begun = await ask(it, "POST", path)
-    assert it.emulator.identity.decide(begun["user_code"])
+    _, started = await ask(it, "POST", path)
+    assert it.emulator.identity.decide(started["user_code"])
     await it.server.state.login_sessions._logins[name].flow.finished.wait()
     return (await ask(it, "GET", path))[1]
 
 
-async def test_sign_in_over_http_and_chat(tmp_path):
-    """Start, approve, chat: the first request after the sign-in is served, with the token and where it
-    says."""
-    async with signing(tmp_path) as it:
+async def test_log_in_over_http_and_chat(tmp_path):
+    """The first request after a login succeeds, with the token and at the login's host."""
+    async with login_world(tmp_path) as it:
         status, _, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (502, "upstream_credentials_exhausted")
         assert "qproxy login --account me" in body["error"]["message"]
-        ended = await sign_in(it)
-        assert (ended["state"], ended["message"]) == ("signed_in", "Logged in.")
+        finished = await log_in(it)
+        assert (finished["state"], finished["message"]) == ("signed_in", "Logged in.")
         status, _, body = await it.post(HELLO)
         assert status == 200
         seen = it.emulator.requests[-1]
@@ -78,9 +76,8 @@ async def test_sign_in_over_http_and_chat(tmp_path):
 
 
 async def test_a_second_start_attaches(tmp_path):
-    """One sign-in at a time: the code is the same, the first answer is 201 and the second 200; cancelled it
-    is over."""
-    async with signing(tmp_path) as it:
+    """A second start returns the same code and 200 instead of 201; cancelling ends the login."""
+    async with login_world(tmp_path) as it:
         first, second = await ask(it, "POST"), await ask(it, "POST")
         assert (first[0], second[0]) == (201, 200)
         assert first[1]["user_code"] == second[1]["user_code"]
@@ -93,16 +90,16 @@ async def test_a_second_start_attaches(tmp_path):
         assert third[1]["user_code"] != first[1]["user_code"]
 
 
-async def test_who_asked_may_leave(tmp_path):
-    """A sign-in belongs to the server: the client that started it goes, and it goes on."""
-    async with signing(tmp_path) as it:
+async def test_a_login_survives_its_client(tmp_path):
+    """A login belongs to the server: it continues after the client that started it disconnects."""
+    async with login_world(tmp_path) as it:
         it.emulator.identity.script(FAULTS["503"])
         with trio.move_on_after(0.05):
             await ask(it, "POST")
         progress = await it.server.state.login_sessions.progress("me")
         assert progress is not None
         assert progress.state in ("starting", "pending")
-        assert (await sign_in(it))["state"] == "signed_in"
+        assert (await log_in(it))["state"] == "signed_in"
 
 
 REFUSALS = {
@@ -120,16 +117,17 @@ REFUSALS = {
     ("method", "path", "headers", "status", "code"), REFUSALS.values(), ids=REFUSALS.keys()
 )
 async def test_refusals(method, path, headers, status, code, tmp_path):
-    """Only whoever runs the server may sign in, and only an account of this kind."""
-    async with signing(tmp_path) as it:
-        got, body = await ask(it, method, path, headers)
-        assert (got, body["error"]["code"]) == (status, code)
+    """A login requires the admin key and an account of this kind."""
+    async with login_world(tmp_path) as it:
+        received, body = await ask(it, method, path, headers)
+        assert (received, body["error"]["code"]) == (status, code)
 
 
-async def test_only_so_many_at_once(tmp_path):
-    """A fifth sign-in at once is refused; what is over leaves room and is forgotten after five minutes."""
+async def test_concurrent_logins_are_limited(tmp_path):
+    """A fifth concurrent login is rejected; a finished one frees its slot and is forgotten after five
+    minutes."""
     names = ["a", "b", "c", "d", "e"]
-    async with signing(tmp_path, *names) as it:
+    async with login_world(tmp_path, *names) as it:
         answers = [await ask(it, "POST", f"/admin/accounts/{name}/login") for name in names]
         assert [status for status, _ in answers] == [201] * login_sessions.MAX_CONCURRENT + [503]
         await ask(it, "DELETE", "/admin/accounts/a/login")
@@ -138,10 +136,10 @@ async def test_only_so_many_at_once(tmp_path):
         assert (await ask(it, "GET", "/admin/accounts/a/login"))[0] == 404
 
 
-async def test_a_refused_token_is_renewed_within_the_request(tmp_path):
-    """Chat says 401: one refresh, one more try, 200 for the client, who notices nothing."""
-    async with signing(tmp_path) as it:
-        await sign_in(it)
+async def test_a_rejected_token_is_renewed_within_the_request(tmp_path):
+    """A 401 from chat causes one refresh and one retry, and the client gets 200."""
+    async with login_world(tmp_path) as it:
+        await log_in(it)
         it.emulator.identity.expire()
         status, _, _ = await it.post(HELLO)
         assert status == 200
@@ -152,9 +150,9 @@ async def test_a_refused_token_is_renewed_within_the_request(tmp_path):
 
 
 async def test_a_token_that_is_revoked_again_is_renewed_again(tmp_path):
-    """Each time within the request: the new token has worked in between."""
-    async with signing(tmp_path) as it:
-        await sign_in(it)
+    """Each revoked token is renewed within the request: the new token worked in between."""
+    async with login_world(tmp_path) as it:
+        await log_in(it)
         for count in range(1, 4):
             assert (await it.post(HELLO))[0] == 200
             it.emulator.identity.expire()
@@ -162,11 +160,11 @@ async def test_a_token_that_is_revoked_again_is_renewed_again(tmp_path):
             assert source(it).status().refreshes == count
 
 
-async def test_chat_that_refuses_every_token_is_said(tmp_path):
-    """Refreshing works and chat refuses: 502 for the client, one refresh in all, and the reason in the
-    state."""
-    async with signing(tmp_path) as it:
-        await sign_in(it)
+async def test_chat_that_rejects_every_token_is_reported(tmp_path):
+    """When chat rejects refreshed tokens, the client gets 502 after one refresh, and the state has the
+    reason."""
+    async with login_world(tmp_path) as it:
+        await log_in(it)
         it.emulator.identity.chat_refuses = True
         for _ in range(3):
             status, _, body = await it.post(HELLO)
@@ -176,10 +174,11 @@ async def test_chat_that_refuses_every_token_is_said(tmp_path):
         assert "invalid access token or token expired" in found.message
 
 
-async def test_a_crash_of_a_keeper_is_survived(tmp_path, monkeypatch, caplog):
-    """A mistake in the keeper is logged and counted, the server serves on, and the keeper comes back."""
-    async with signing(tmp_path) as it:
-        await sign_in(it)
+async def test_a_crash_of_a_refresher_is_survived(tmp_path, monkeypatch, caplog):
+    """An exception in the token refresher is logged and counted, the server keeps serving, and it
+    restarts."""
+    async with login_world(tmp_path) as it:
+        await log_in(it)
         whole = TokenRefresher._reload_stored
 
         async def broken(self):
@@ -196,40 +195,40 @@ async def test_a_crash_of_a_keeper_is_survived(tmp_path, monkeypatch, caplog):
         assert (await it.post(HELLO))[0] == 200
 
 
-async def test_a_reload_keeps_who_stays(tmp_path):
-    """Accounts come and go with the configuration; the keeper of one that stays is not disturbed."""
-    async with signing(tmp_path, "me", "other") as it:
-        await sign_in(it)
-        keepers = it.server.state.refresh_tasks
+async def test_a_reload_keeps_remaining_accounts(tmp_path):
+    """A reload adds and removes accounts; the refresh task of a remaining one continues."""
+    async with login_world(tmp_path, "me", "other") as it:
+        await log_in(it)
+        refresh_tasks = it.server.state.refresh_tasks
         me, other = source(it), source(it, "other")
-        task = keepers.tasks["me"]
-        keepers.set_sources([me])
-        assert list(keepers.tasks) == ["me"]
-        keepers.set_sources([other, me])
-        assert keepers.tasks["me"] is task
-        assert set(keepers.tasks) == {"me", "other"}
+        task = refresh_tasks.tasks["me"]
+        refresh_tasks.set_sources([me])
+        assert list(refresh_tasks.tasks) == ["me"]
+        refresh_tasks.set_sources([other, me])
+        assert refresh_tasks.tasks["me"] is task
+        assert set(refresh_tasks.tasks) == {"me", "other"}
         assert (await it.post(HELLO))[0] == 200
 
 
-async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, monkeypatch):
-    """Every log line, error, answer, repr and traceback of a sign-in, chats, refreshes and failures, searched
-    for secrets."""
+async def test_a_login_leaks_no_secret(tmp_path, caplog, capfd, monkeypatch):
+    """Log lines, errors, responses, reprs and tracebacks of a login, chats, refreshes and failures have no
+    secret."""
     caplog.set_level(logging.DEBUG)
-    heard: list[object] = []
-    async with signing(tmp_path, log_level="debug") as it:
+    outputs: list[object] = []
+    async with login_world(tmp_path, log_level="debug") as it:
         identity = it.emulator.identity
-        heard += [await ask(it, "POST"), await ask(it, "DELETE"), await sign_in(it), await it.post(HELLO)]
+        outputs += [await ask(it, "POST"), await ask(it, "DELETE"), await log_in(it), await it.post(HELLO)]
         identity.expire()
-        heard += [await it.post(HELLO), await it.stream(HELLO)]
+        outputs += [await it.post(HELLO), await it.stream(HELLO)]
         for fault in ("html", "503", "refused", "cut"):
             identity.script(FAULTS[fault])
             source(it)._token_state.forced_at, source(it)._token_state.not_before = (0, float("-inf")), 0.0
             identity.expire()
-            heard.append(await it.post(HELLO))
+            outputs.append(await it.post(HELLO))
         identity.chat_refuses = True
-        heard.append(await it.post(HELLO))
+        outputs.append(await it.post(HELLO))
         me = source(it)
-        heard += [
+        outputs += [
             me,
             me.status(),
             me.status().to_json(),
@@ -239,13 +238,13 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
             store.file,
             store._lock,
         ]
-        heard += [
+        outputs += [
             it.server.state.login_sessions,
             it.server.state.refresh_tasks,
             it.server.state.relay.accounts,
             identity,
         ]
-        heard.append(await ask(it, "GET", LOGIN))
+        outputs.append(await ask(it, "GET", LOGIN))
 
         def crash(*arguments):
             tokens = me._token_state.tokens
@@ -257,7 +256,7 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
         try:
             crash()
         except RuntimeError:
-            heard.append(traceback.format_exc())
+            outputs.append(traceback.format_exc())
         seen = [s.body for s in it.emulator.requests if isinstance(s.body, dict)]
         secrets = {
             body[name]
@@ -267,7 +266,7 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
         }
         secrets |= {*identity._access, *identity._refresh, "the-admin-key"}
     text = caplog.text + repr([record.__dict__ for record in caplog.records]) + "".join(capfd.readouterr())
-    text += repr(heard)
+    text += repr(outputs)
     assert len(secrets) > 6
     assert "crashed, restarting" in text
     assert [secret for secret in secrets if secret in text] == []

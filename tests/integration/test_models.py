@@ -1,4 +1,4 @@
-"""Models from a client's view: the list, retired ones, and what keys may use."""
+"""Models from a client's view: the list, retired ones, and key restrictions."""
 
 import logging
 from contextlib import asynccontextmanager
@@ -24,15 +24,15 @@ def ask(model):
 
 @asynccontextmanager
 async def keyed(tmp_path, models, **settings):
-    """A server, and the header of a key that may use these models."""
+    """Yield a server, and the header of a key that may use these models."""
     path = tmp_path / "keys.json"
     _, secret = key_file.create(path, name="narrow", models=models)
     async with world(keys_file=str(path), **settings) as it:
         yield it, [(b"authorization", b"Bearer " + secret.encode())]
 
 
-async def test_a_retired_model_is_answered_with_what_to_use():
-    """A 404 names the successor, and no server is asked for the model."""
+async def test_a_retired_model_names_its_successor():
+    """A 404 names the successor, and no upstream gets a request."""
     async with world() as it:
         status, _, body = await it.post(ask(OLD))
         assert (status, body["error"]["code"]) == (404, "model_not_found")
@@ -40,9 +40,9 @@ async def test_a_retired_model_is_answered_with_what_to_use():
         assert not [seen for seen in it.emulator.requests if seen.method == "POST"]
 
 
-async def test_a_retired_model_is_moved_by_the_setting():
-    """With retired_models = "successor" the successor answers, under the name that was asked for, and a note
-    says so."""
+async def test_a_retired_model_is_replaced_by_the_setting():
+    """With retired_models = "successor" the successor responds under the requested name, and a note reports
+    it."""
     async with world(retired_models="successor") as it:
         status, headers, body = await it.post(ask(OLD))
         assert (status, body["model"]) == (200, OLD)
@@ -51,14 +51,14 @@ async def test_a_retired_model_is_moved_by_the_setting():
 
 
 async def test_a_retired_model_that_is_still_listed_is_served():
-    """Whatever the catalog says, an account whose server lists the model is asked for it."""
+    """A model that an account's upstream lists is requested, even if the catalog says it is retired."""
     async with world(model_rows=(ModelRow("qwen-max", retires="2026-01-01", successor=MODEL),)) as it:
         status, _, _ = await it.post(ask("qwen-max"))
         assert (status, it.emulator.requests[-1].body["model"]) == (200, "qwen-max")
 
 
-async def test_own_servers_keep_what_they_have():
-    """A server of one's own is asked for a model by any name."""
+async def test_open_servers_keep_their_models():
+    """A self-hosted upstream gets a model by any name."""
     own = AccountConfig("own", "openai_compatible", base_url="http://127.0.0.1:1/v1")
     async with world(accounts=(own,), model_rows=ROWS) as it:
         it.server.state.relay.accounts.accounts[0].known_models = None
@@ -74,7 +74,7 @@ BODIES = {
 
 @pytest.mark.parametrize(("path", "body"), BODIES.items())
 async def test_every_endpoint_knows_retired_models(path, body):
-    """The same 404 at whatever endpoint a retired model is asked for."""
+    """Every endpoint returns the same 404 for a retired model."""
     async with world(model_rows=ROWS) as it:
         status, _, answer = await it.post({"model": "house-old", **body}, path)
         assert (status, "was retired on 2026-01-01" in answer["error"]["message"]) == (404, True)
@@ -100,7 +100,7 @@ async def test_a_key_needs_every_model(tmp_path, models, settings, model, refuse
         assert (await it.post(ask(model), headers=key))[0] == 200
 
 
-async def test_the_list_says_until_when():
+async def test_the_list_has_the_shutdown_date():
     """A model that will be retired has its shutdown_date in the list, beside its limits."""
     async with world(models=["house-soon"], model_rows=ROWS) as it:
         listed = {entry["id"]: entry for entry in (await it.get("/v1/models"))[1]["data"]}
@@ -109,8 +109,8 @@ async def test_the_list_says_until_when():
         assert "shutdown_date" not in listed["qwen4-max"]
 
 
-async def test_own_servers_choose_the_limits_of_open_weights():
-    """Of open weights on a server of one's own only the operator says how long a prompt may be."""
+async def test_open_weights_get_limits_from_the_operator():
+    """For open weights on a self-hosted upstream only the operator sets the context length."""
     own = AccountConfig(
         "own", "openai_compatible", base_url="http://127.0.0.1:1/v1", models=["qwen3-32b", "qwen3-8b"]
     )
@@ -122,7 +122,7 @@ async def test_own_servers_choose_the_limits_of_open_weights():
 
 
 async def test_rows_of_the_operator_are_listed():
-    """A row that is to be listed is in the list, with what is known of it."""
+    """A row with `listed` is in the list, with its known fields."""
     row = ModelRow("house-model", like="qwen4-max", context=77, listed=True)
     async with world(model_rows=(row,)) as it:
         status, entry = await it.get("/v1/models/house-model")
@@ -130,7 +130,7 @@ async def test_rows_of_the_operator_are_listed():
 
 
 async def test_the_log_warns_once(caplog):
-    """A model that is asked for within 30 days of its end is warned of in the log, once."""
+    """A request for a model within 30 days of its retirement is logged as a warning, once."""
     async with world(accounts=accounts("one", "two"), model_rows=ROWS) as it:
         names = it.server.state.relay.names
         names._wall_clock = lambda: 4_070_000_000.0  # 2098-12-22

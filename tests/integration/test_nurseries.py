@@ -1,4 +1,4 @@
-"""Every request has one nursery, whatever way it takes, and all that is done for it is done within."""
+"""Every request has one nursery on any path, and all of its tasks run within it."""
 
 import json
 
@@ -20,18 +20,18 @@ PROMPTS = {"model": "qwen-plus", "prompt": ["one", "two", "three"]}
 
 
 def owners():
-    """The nurseries that the running task is in, the innermost first."""
+    """Return the nurseries around the running task, innermost first."""
     task = trio.lowlevel.current_task()
-    found = list(reversed(task.child_nurseries))
+    nurseries_of = list(reversed(task.child_nurseries))
     while task is not None and task.parent_nursery is not None:
-        found.append(task.parent_nursery)
+        nurseries_of.append(task.parent_nursery)
         task = task.parent_nursery.parent_task
-        found += [nursery for nursery in reversed(task.child_nurseries) if nursery not in found]
-    return found
+        nurseries_of += [nursery for nursery in reversed(task.child_nurseries) if nursery not in nurseries_of]
+    return nurseries_of
 
 
-def own():
-    """The request's nursery, if the running task is within."""
+def request_nursery():
+    """Return the request's nursery if the running task is within it."""
     nursery = request_context.nursery()
     return nursery if nursery in owners() else None
 
@@ -82,12 +82,12 @@ REQUESTS = {
 }
 
 
-async def found(way, path, body, **settings):
-    """What `own` says in each of a request's tasks that connects to the model's server."""
+async def nurseries_of(way, path, body, **settings):
+    """Return `request_nursery()` of each of a request's tasks that connects to an upstream."""
     seen = []
 
     async def watched(connect, host, port):
-        seen.append(own())
+        seen.append(request_nursery())
         return await connect(host, port)
 
     async with world(through=watched, **settings) as it:
@@ -98,29 +98,29 @@ async def found(way, path, body, **settings):
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("path", "body", "tasks"), REQUESTS.values(), ids=REQUESTS)
 async def test_every_request_has_a_nursery(way, path, body, tasks):
-    """One, and each of its tasks is within, also where it asks several servers at once."""
-    seen = await found(way, path, body)
+    """All tasks of a request share one nursery, even with several concurrent upstream requests."""
+    seen = await nurseries_of(way, path, body)
     assert len(seen) == tasks
     assert len(set(seen)) == 1
     assert None not in seen
 
 
 async def test_a_websocket_has_a_nursery():
-    """A realtime session too."""
-    seen = await found(by_websocket, "", {})
+    """A realtime session has a nursery."""
+    seen = await nurseries_of(by_websocket, "", {})
     assert len(seen) == 1
     assert None not in seen
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 async def test_tools_run_in_the_requests_nursery(way):
-    """Beside the handler, in a task of the nursery that is cancelled when the client leaves."""
+    """Tools run beside the handler, in the nursery that a disconnect cancels."""
     seen = []
 
     @tools.function
     async def look() -> str:
         """Look around."""
-        seen.append((own(), trio.lowlevel.current_task()))
+        seen.append((request_nursery(), trio.lowlevel.current_task()))
         return "seen"
 
     emulator = Emulator()
@@ -133,7 +133,7 @@ async def test_tools_run_in_the_requests_nursery(way):
 
 
 async def test_no_nursery_outlives_its_request():
-    """It is closed when the answer is whole, and nothing keeps it."""
+    """The nursery closes with the complete response, and nothing keeps it."""
     seen = []
 
     async def watched(connect, host, port):

@@ -1,4 +1,4 @@
-"""Audio of omni models through chat: in, out, streamed and whole, judged by OpenAI's types."""
+"""Audio of omni models through chat: in, out, streamed and whole, checked by OpenAI's types."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ TONE = "0.30 s of sound at about 440 Hz"
 
 
 async def test_a_spoken_answer_is_streamed():
-    """Every piece arrives as the model sent it, and OpenAI's type takes the chunks."""
+    """Every audio chunk arrives as the model sent it, and OpenAI's type accepts the chunks."""
     async with world() as it:
         status, text = await it.stream(BODY)
         assert status == 200
@@ -37,7 +37,7 @@ async def test_a_spoken_answer_is_streamed():
 
 @pytest.mark.parametrize("policy", ["always", "requested"])
 async def test_a_spoken_answer_comes_whole(policy):
-    """The model answers in streams only; the message has all of the audio, and usage its tokens."""
+    """The model streams only; the message has all of the audio, and usage has its tokens."""
     async with world(stream_upstream=policy) as it:
         status, _, answer = await it.post(BODY)
         assert status == 200, answer
@@ -50,8 +50,8 @@ async def test_a_spoken_answer_comes_whole(policy):
         assert answer["usage"]["completion_tokens_details"]["audio_tokens"] == 7
 
 
-async def test_audio_is_heard_and_an_earlier_answer_s_is_left_out():
-    """Bare base64 becomes a data URI, as the model requires; an answer's `audio` is dropped and named."""
+async def test_audio_is_sent_and_an_earlier_response_s_is_left_out():
+    """Bare base64 becomes a data URI, as the model requires; a response's `audio` is dropped and named."""
     data = wav(tone(440, 0.5, 16_000)).partition(",")[2]
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     async with world() as it:
@@ -66,7 +66,7 @@ async def test_audio_is_heard_and_an_earlier_answer_s_is_left_out():
 
 @pytest.mark.parametrize("model", ["qwen3.8-omni-flash", "qwen3.7-plus"])
 async def test_a_model_without_audio_output_is_a_clear_error(model):
-    """Nothing is sent to the server."""
+    """Without audio output the upstream gets no request."""
     async with world(accounts=accounts("one")) as it:
         status, _, answer = await it.post({**BODY, "model": model})
         assert (status, answer["error"]["param"]) == (400, "modalities")

@@ -1,4 +1,4 @@
-"""The official client against a served qproxy, over real sockets."""
+"""The official client works against qproxy over real sockets."""
 
 import json
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 @asynccontextmanager
 async def sdk():
-    """An OpenAI client of a qproxy that serves an emulator; its calls run in a thread."""
+    """Return an OpenAI client of a qproxy that serves an emulator; its calls run in a thread."""
     emulator = Emulator()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -42,7 +42,7 @@ async def run(function, *args, **kwargs):
 
 
 async def test_whole_and_models():
-    """create and models.list work as at OpenAI."""
+    """create and models.list work as with OpenAI's API."""
     async with sdk() as (client, _):
         answer = await run(client.chat.completions.create, model=MODEL, messages=QUESTION, temperature=0)
         assert "You said" in answer.choices[0].message.content
@@ -73,10 +73,11 @@ async def test_stream_of_a_tool_call():
 
 
 async def test_recorded_streams_accumulate():
-    """The client's own accumulator makes of every recorded stream, in odd pieces, what its file says."""
+    """The client's accumulator turns every recorded stream, cut at odd positions, into the expected
+    message."""
     tools: list = json.loads(json.dumps(TOOLS))
     for tool in tools:
-        tool["function"]["strict"] = True  # the helper wants it
+        tool["function"]["strict"] = True  # the helper requires it
 
     def streamed(client):
         with client.chat.completions.stream(model=MODEL, messages=QUESTION, tools=tools) as stream:
@@ -106,7 +107,7 @@ async def test_recorded_streams_accumulate():
 
 
 async def test_parse_into_a_model():
-    """parse() with a pydantic response format gets what it asked for."""
+    """parse() with a pydantic response format returns an instance."""
 
     class City(BaseModel):
         name: str
@@ -120,7 +121,7 @@ async def test_parse_into_a_model():
 
 
 async def test_error_classes():
-    """Each refusal arrives as the class that programs catch."""
+    """Each rejection raises the exception class that programs catch."""
     async with sdk() as (client, _):
         for model, error in (
             ("nope", openai.NotFoundError),
@@ -133,7 +134,7 @@ async def test_error_classes():
 
 
 async def test_a_cut_stream_raises():
-    """A stream that is cut in the middle raises APIError instead of just ending."""
+    """A truncated stream raises APIError instead of ending normally."""
 
     def read(client):
         return list(client.chat.completions.create(model="fault-cut", messages=QUESTION, stream=True))
@@ -143,23 +144,22 @@ async def test_a_cut_stream_raises():
             await run(read, client)
 
 
-async def test_leaving_a_stream_frees_the_upstream():
-    """Closing a stream half-way closes the connection to the model's server."""
+async def test_closing_a_stream_frees_the_upstream():
+    """Closing a stream half-way closes the upstream connection."""
 
-    def leave(client):
+    def read_one_chunk(client):
         with client.chat.completions.create(model="fault-hang", messages=QUESTION, stream=True) as stream:
             next(iter(stream))
 
     async with sdk() as (client, emulator):
         assert "fault-hang" in FAULTS
-        await run(leave, client)
+        await run(read_one_chunk, client)
         with trio.fail_after(5):
             await emulator.requests[-1].disconnected.wait()
 
 
 async def test_embeddings_in_the_default_encoding():
-    """The client asks for base64 by itself and gets the numbers of the model's server, over several
-    batches."""
+    """The client requests base64 by default and gets the upstream's numbers, over several batches."""
     texts = [f"text {number}" for number in range(25)]
     async with sdk() as (client, emulator):
         answer = await run(client.embeddings.create, model="text-embedding-v4", input=texts, dimensions=64)
@@ -173,7 +173,7 @@ async def test_embeddings_in_the_default_encoding():
 
 
 async def test_completions():
-    """Whole and streamed, from one prompt and several."""
+    """Whole and streamed text are the same, from several prompts."""
 
     def read(client):
         chunks = client.completions.create(model=MODEL, prompt=["one", "two"], stream=True)
@@ -187,7 +187,7 @@ async def test_completions():
 
 
 async def test_parse_tools_into_models():
-    """parse() with a pydantic tool gets the call's arguments as an instance."""
+    """parse() with a pydantic tool returns the call's arguments as an instance."""
 
     class GetWeather(BaseModel):
         """The weather in a city."""
@@ -210,12 +210,13 @@ REPEATED = {
 
 
 @pytest.mark.parametrize(("model", "error", "asked"), REPEATED.values(), ids=REPEATED)
-async def test_the_client_repeats_what_can_help(model, error, asked):
-    """openai-python's own retries obey x-should-retry: a limit is worth another try, spent quota is not."""
+async def test_the_client_retries_recoverable_errors(model, error, asked):
+    """openai-python's retries obey x-should-retry: a rate limit allows a retry, an exhausted quota does
+    not."""
     waits = []
     async with sdk() as (client, emulator):
         patient = client.with_options(max_retries=1)
-        patient._sleep_for_retry = lambda **told: waits.append(told)  # in no time
+        patient._sleep_for_retry = lambda **options: waits.append(options)  # without waiting
         with pytest.raises(error):
             await run(patient.chat.completions.create, model=model, messages=QUESTION)
         assert len(emulator.requests) == asked

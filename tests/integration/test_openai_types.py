@@ -1,4 +1,4 @@
-"""Every body and chunk against the SDK's own types; and the judge, which must be able to say no."""
+"""Every body and chunk matches the SDK's own types; the check itself can fail."""
 
 import pytest
 from openai.types import Model
@@ -10,7 +10,7 @@ from tests.integration.test_chat import WEATHER
 from tests.openai_types import judge, refusal, stream
 
 CUSTOM = {"type": "custom", "custom": {"name": "note", "description": "Take a note"}}
-ASKED = {
+EXTRAS = {
     "text": {},
     "usage in a stream": {"stream_options": {"include_usage": True}},
     "thoughts": {"enable_thinking": True},
@@ -24,9 +24,9 @@ ASKED = {
 GOOD = {"id": "a", "object": "model", "created": 1, "owned_by": "q"}
 
 
-@pytest.mark.parametrize("extra", ASKED.values(), ids=ASKED)
-async def test_chat_is_what_the_sdk_declares(extra):
-    """Whole or in chunks, an answer is of the SDK's types, without a key that they do not know."""
+@pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS)
+async def test_chat_matches_the_sdk_s_types(extra):
+    """A response, whole or in chunks, has the SDK's types, without an unknown key."""
     async with world() as w:
         status, _, body = await w.post(HELLO | {k: v for k, v in extra.items() if k != "stream_options"})
         assert status == 200
@@ -37,8 +37,8 @@ async def test_chat_is_what_the_sdk_declares(extra):
         assert chunks[-1 if "stream_options" not in extra else -2].choices[0].finish_reason
 
 
-async def test_models_are_what_the_sdk_declares():
-    """The list of models and one model."""
+async def test_models_match_the_sdk_s_types():
+    """The list of models and one model have the SDK's types."""
     async with world() as w:
         _, listing = await w.get("/v1/models")
         assert set(listing) == {"object", "data"}
@@ -55,8 +55,8 @@ async def test_models_are_what_the_sdk_declares():
         ("/v1/nowhere", {}),
     ],
 )
-async def test_refusals_are_what_the_sdk_declares(path, body):
-    """An error has OpenAI's four keys, whatever refused."""
+async def test_rejections_match_the_sdk_s_types(path, body):
+    """An error has OpenAI's four keys, whatever rejected the request."""
     async with world() as w:
         status, _, answer = await w.post(body, path)
         assert status >= 400
@@ -68,8 +68,8 @@ async def test_refusals_are_what_the_sdk_declares(path, body):
     [GOOD | {"created": "1"}, GOOD | {"extra": 1}, {"id": "a"}, GOOD | {"object": "thing"}],
     ids=["a string for a number", "an unknown key", "keys missing", "another literal"],
 )
-def test_the_judge_says_no(wrong):
-    """A wrong type, an unknown key, a missing key and an undeclared literal are each refused."""
+def test_the_check_rejects(wrong):
+    """A wrong type, an unknown key, a missing key and an undeclared literal are each rejected."""
     judge(Model, GOOD)
     with pytest.raises((AssertionError, ValidationError)):
         judge(Model, wrong)

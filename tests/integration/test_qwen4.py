@@ -1,4 +1,4 @@
-"""Qwen4 through every API, against the emulator: reasoning that is kept over the turns of a conversation."""
+"""Qwen4 keeps reasoning over the turns of a conversation through every API, against the emulator."""
 
 import json
 
@@ -13,7 +13,7 @@ TURNS = 5
 
 
 async def ask_chat(it, history, question):
-    """One turn by a client that sends back what it got."""
+    """Send one turn of a client that returns every message unchanged."""
     history.append({"role": "user", "content": question})
     body = {"model": MODEL, "messages": history, "thinking_display": "summarized"}
     status, _, answer = await it.post(body)
@@ -45,7 +45,7 @@ async def ask_messages(it, history, question):
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 @pytest.mark.parametrize("ask", [ask_chat, ask_responses, ask_messages])
 async def test_thoughts_are_kept_over_five_turns(ask, dialect):
-    """The ciphertext of each turn comes back on its message, unchanged, and the model reads all of them."""
+    """The ciphertext of each turn returns on its message, unchanged, and the model reads all of them."""
     async with world(accounts=accounts("one", dialect=dialect)) as it:
         history: list = []
         texts = [await ask(it, history, f"Question {number}?") for number in range(TURNS)]
@@ -58,11 +58,11 @@ async def test_thoughts_are_kept_over_five_turns(ask, dialect):
 
 
 async def test_a_foreign_ciphertext_is_left_out_once_refused():
-    """A ciphertext that the model refuses is left out, and the request sent again."""
+    """A ciphertext that the model rejects is left out, and the request is resent."""
     async with world() as it:
         foreign = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}
-        said = {"role": "assistant", "content": "x"}
-        history = [{"role": "user", "content": "hi"}, foreign, said, {"role": "user", "content": "so?"}]
+        reply = {"role": "assistant", "content": "x"}
+        history = [{"role": "user", "content": "hi"}, foreign, reply, {"role": "user", "content": "so?"}]
         body = {"model": MODEL, "input": history, "store": False}
         status, _, _ = await it.post(body, "/v1/responses")
         assert status == 200
@@ -71,7 +71,7 @@ async def test_a_foreign_ciphertext_is_left_out_once_refused():
 
 
 def plain(message):
-    """The message as a client has it that drops unknown fields."""
+    """Return the message without the fields that a client drops."""
     return {key: message[key] for key in ("role", "content", "tool_calls") if key in message}
 
 
@@ -85,7 +85,7 @@ async def ask_plain(it, history, question, **fields):
 
 
 async def test_thoughts_are_kept_for_clients_that_drop_them():
-    """The ciphertext that such a client has lost is put back on its message."""
+    """A ciphertext that the client dropped is restored on its message."""
     async with world() as it:
         history: list = []
         texts = [await ask_plain(it, history, f"Question {number}?") for number in range(TURNS)]
@@ -95,7 +95,7 @@ async def test_thoughts_are_kept_for_clients_that_drop_them():
 
 @pytest.mark.parametrize("kept", [{"store": False}, None], ids=["store: false", "switched off"])
 async def test_nothing_is_kept_against_the_will(kept):
-    """Neither for a request that must not be stored, nor with a cache of 0 seconds."""
+    """Nothing is kept for a request with `store: false`, or with a cache of 0 seconds."""
     settings = {} if kept else {"reasoning_cache_seconds": 0.0}
     async with world(**settings) as it:
         history: list = []
@@ -104,7 +104,7 @@ async def test_nothing_is_kept_against_the_will(kept):
 
 
 async def test_a_kept_ciphertext_that_is_refused_is_left_out():
-    """The request is sent again as the client wrote it."""
+    """After a rejection the request is resent as the client wrote it."""
     async with world() as it:
         history: list = []
         await ask_plain(it, history, "Well?")
@@ -120,7 +120,7 @@ async def test_a_kept_ciphertext_that_is_refused_is_left_out():
 
 
 async def test_conversations_and_clients_are_apart():
-    """The same answer in another conversation gets nothing of this one."""
+    """The same response in another conversation gets no ciphertext of this one."""
     async with world() as it:
         history: list = []
         await ask_plain(it, history, "Well?")
@@ -135,7 +135,7 @@ def short_answer(ciphertext):
 
 
 async def test_the_same_answer_to_another_question_has_its_own():
-    """Of two answers with the same text in one conversation each gets its own ciphertext back."""
+    """Two responses with the same text in one conversation each get their own ciphertext back."""
     async with world() as it:
         it.emulator.script(*map(short_answer, ("one", "two", "three")))
         history: list = []
@@ -146,8 +146,7 @@ async def test_the_same_answer_to_another_question_has_its_own():
 
 
 async def test_thoughts_of_streamed_calls_are_kept():
-    """A client that drops them sends the call and its result; the ciphertext is put back on the call's
-    message."""
+    """For a client that drops it, the ciphertext is restored on the message of a streamed call."""
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
     async with world() as it:
         history = [{"role": "user", "content": "What is the weather?"}]
@@ -158,16 +157,16 @@ async def test_thoughts_of_streamed_calls_are_kept():
         calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
         sent = "".join(delta.get("encrypted_content", "") for delta in deltas)
         call = {"id": calls[0]["id"], "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        reply = {"role": "assistant", "content": None, "tool_calls": [call]}
         result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
-        assert (await it.post({**body, "messages": [*history, said, result]}))[0] == 200
+        assert (await it.post({**body, "messages": [*history, reply, result]}))[0] == 200
         assert sent
         assert it.emulator.requests[-1].body["messages"][1]["encrypted_content"] == sent
 
 
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 async def test_the_cache_is_written_and_read(dialect):
-    """OpenAI's breakpoints, options and times to live reach the model, and its usage comes back whole."""
+    """OpenAI's breakpoints, options and times to live reach the model, and its usage returns complete."""
     long = {"type": "text", "text": "word " * 1100, "prompt_cache_breakpoint": {"mode": "explicit"}}
     content = [long, {"type": "text", "text": "and?"}]
     options = {"mode": "explicit", "ttl": "30m"}

@@ -1,4 +1,4 @@
-"""What each API and dialect makes of Qwen4's features: efforts, cache, usage, tools, and OpenAI's SDK.
+"""Each API and dialect supports Qwen4's features: efforts, cache, usage, tools, and OpenAI's SDK.
 
 docs/qwen4.md names these tests.
 """
@@ -32,14 +32,14 @@ WEATHER = {
 
 
 def body_of(api, content, **fields):
-    """A request of one user message."""
+    """Return a request of one user message."""
     name = "input" if api == "responses" else "messages"
     more = {"max_tokens": 2000} if api == "messages" else {}
     return {"model": MODEL, name: [{"role": "user", "content": content}], **more, **fields}
 
 
 def sent(it, number=-1):
-    """What the model's server got: the parameters, and the messages."""
+    """Return the parameters and messages that the upstream received."""
     body = [seen.body for seen in it.emulator.requests if seen.method == "POST"][number]
     if "parameters" in body:
         return {**body["parameters"], "messages": body["input"]["messages"]}
@@ -56,7 +56,7 @@ EFFORTS = {
 @DIALECTS
 @APIS
 async def test_efforts_reach_qwen4_as_they_are(api, dialect):
-    """Every word that the API has passes unchanged, and nothing stands beside it that would contradict it."""
+    """Every effort of the API passes unchanged, without a contradicting parameter."""
     words = WORDS[3:] if api == "messages" else WORDS
     async with world(accounts=accounts("one", dialect=dialect)) as it:
         for word in words:
@@ -69,7 +69,7 @@ async def test_efforts_reach_qwen4_as_they_are(api, dialect):
 @DIALECTS
 @APIS
 async def test_an_effort_goes_without_a_budget(api, dialect):
-    """Beside an effort Qwen4 refuses a budget, so it is left out and named."""
+    """Qwen4 rejects a budget beside an effort, so the budget is left out and named."""
     fields = {"thinking_budget": 100, **EFFORTS[api]("high")}
     async with world(accounts=accounts("one", dialect=dialect)) as it:
         status, headers, answer = await it.post(body_of(api, "Hi", **fields), PATHS[api])
@@ -109,7 +109,7 @@ COUNTS = {
 @DIALECTS
 @APIS
 async def test_cache_breakpoints_and_usage_of_every_api(api, dialect):
-    """The first request writes the marked prefix and the second one reads it; the ledger has both."""
+    """The first request writes the marked prefix and the second reads it; usage reports both."""
     content, options = CACHED[api]
     async with world(accounts=accounts("one", dialect=dialect)) as it:
         answers = [(await it.post(body_of(api, content, **options), PATHS[api]))[2] for _ in range(2)]
@@ -121,7 +121,7 @@ async def test_cache_breakpoints_and_usage_of_every_api(api, dialect):
 
 
 async def test_the_mapping_of_times_to_live_is_a_rule():
-    """Switched off, OpenAI's word goes out as it is, and the refusal that names it is learned from."""
+    """With the rule off, OpenAI's value is sent unchanged, and the rejection that names it is learned."""
     content, options = CACHED["chat"]
     async with world(rules={"cache_ttl": False}) as it:
         status, _, _ = await it.post(body_of("chat", content, **options))
@@ -131,7 +131,7 @@ async def test_the_mapping_of_times_to_live_is_a_rule():
 
 
 async def test_a_cache_breakpoint_of_a_tool_result_stays():
-    """A breakpoint in a result of a tool, which becomes one text, stands at that text."""
+    """A breakpoint in a tool result, which becomes one text, stays on that text."""
     call = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
     output = [{"type": "input_text", "text": "sunny", **PART}]
     items = [call, {"type": "function_call_output", "call_id": "c1", "output": output}]
@@ -160,7 +160,7 @@ CALLED = {
 @DIALECTS
 @APIS
 async def test_a_refused_forced_tool_is_learned_once(api, dialect):
-    """A forced tool goes out as asked; a server that refuses it while it thinks is believed from then on."""
+    """A forced tool is sent as requested; a rejection while thinking is remembered."""
     emulator = Emulator(facts=Unverified(forced_tool_while_thinking=False))
     body = body_of(api, "Hi", **FORCED[api], **EFFORTS[api]("high"))
     async with world(emulator=emulator, accounts=accounts("one", dialect=dialect)) as it:
@@ -181,8 +181,8 @@ async def test_a_refused_forced_tool_is_learned_once(api, dialect):
     ],
     ids=["a budget", "a time to live"],
 )
-async def test_what_a_refusal_changed_is_named(facts, fields, name):
-    """A parameter that the server refuses is amended once, and the client is told which one."""
+async def test_a_parameter_changed_after_a_rejection_is_named(facts, fields, name):
+    """A parameter that the upstream rejects is amended once, and a header names it."""
     async with world(emulator=Emulator(facts=facts)) as it:
         status, headers, answer = await it.post(body_of("chat", "Hi", **fields))
         assert status == 200, answer
@@ -190,7 +190,7 @@ async def test_what_a_refusal_changed_is_named(facts, fields, name):
 
 
 def ciphertexts(it):
-    """The ciphertext of each assistant message that the server got last, None for one without."""
+    """Return the ciphertext of each assistant message in the last upstream request, None without one."""
     return [m.get("encrypted_content") for m in sent(it)["messages"] if m["role"] == "assistant"]
 
 
@@ -207,7 +207,7 @@ async def served(dialect):
 
 @DIALECTS
 async def test_the_sdk_keeps_thoughts_in_chat(dialect):
-    """Over five turns with tools, a client that sends only the fields it knows loses no thought."""
+    """Over five turns with tools, a client that sends only known fields keeps all reasoning."""
     history: list = []
     async with served(dialect) as (it, client):
 
@@ -239,7 +239,8 @@ async def test_the_sdk_keeps_thoughts_in_chat(dialect):
 @DIALECTS
 @pytest.mark.parametrize("way", ["items", "calls and texts alone", "previous_response_id"])
 async def test_the_sdk_keeps_thoughts_in_responses(dialect, way):
-    """Over five turns with tools: by the reasoning items, without them, and by the stored response."""
+    """Reasoning survives five turns with tools: via reasoning items, without them, and via the stored
+    response."""
     history: list = []
     previous = openai.omit
     async with served(dialect) as (it, client):
@@ -280,7 +281,7 @@ async def lookup(city: str) -> str:
 
 @pytest.mark.parametrize("api", ["chat", "messages"])
 async def test_thoughts_of_hidden_rounds_are_kept(api):
-    """A response with rounds of this server's tools is one message, which gets its last ciphertext back."""
+    """A response with rounds of server tools is one message, which gets its last ciphertext back."""
     async with world(functions=[lookup]) as it:
         display = {"thinking": {"type": "adaptive", "display": "summarized"}}
         fields = display if api == "messages" else {"thinking_display": "summarized"}
@@ -296,7 +297,7 @@ async def test_thoughts_of_hidden_rounds_are_kept(api):
 
 
 async def test_a_message_has_the_thoughts_of_each_round():
-    """In Messages each round has its own thinking block, signed, and the text is the last block."""
+    """In Messages each round has its own signed thinking block, and the text is the last block."""
     async with world(functions=[lookup]) as it:
         thinking = {"thinking": {"type": "adaptive", "display": "summarized"}}
         body = body_of("messages", "Look up the weather in Paris", **thinking)
@@ -310,8 +311,7 @@ async def test_a_message_has_the_thoughts_of_each_round():
 
 
 async def test_hidden_rounds_of_a_request_that_must_not_be_stored_are_not_kept():
-    """With `store: false` nothing of a response stays, neither its ciphertext nor the rounds that were
-    hidden."""
+    """With `store: false` nothing of a response stays, neither its ciphertext nor the hidden rounds."""
     both = [{"type": "function", "function": WEATHER}]
     fields = {"thinking_display": "summarized", "store": False, "tools": both}
     async with world(functions=[lookup]) as it:
@@ -323,7 +323,8 @@ async def test_hidden_rounds_of_a_request_that_must_not_be_stored_are_not_kept()
 
 
 async def test_each_round_of_responses_has_its_own_ciphertext():
-    """A Responses client gets each round of this server's tools apart, with the round's own thoughts."""
+    """A Responses client gets each round of server tools as separate items, with the round's own
+    reasoning."""
     async with world(functions=[lookup]) as it:
         fields = {"reasoning": {"summary": "auto"}, "store": False}
         body = body_of("responses", "Look up the weather in Paris", **fields)

@@ -1,4 +1,4 @@
-"""Realtime sessions, from a client's WebSocket through the app to the emulator and back."""
+"""Realtime sessions pass from a client's WebSocket through the app to the emulator and back."""
 
 import argparse
 import base64
@@ -39,39 +39,39 @@ RESPOND = {"type": "response.create"}
 KEY = (b"authorization", b"Bearer secret")
 
 
-def refused(group):
-    """(status, error) of a session that was refused."""
+def rejection_of(group):
+    """Return (status, error) of a rejected session."""
     while isinstance(group, BaseExceptionGroup):
         (group,) = group.exceptions
     assert isinstance(group, ConnectionRejected)
     return group.status_code, json.loads(group.body or b"")["error"]
 
 
-async def refusal(app, *args, **kwargs):
+async def reject(app, *args, **kwargs):
     with pytest.raises(BaseExceptionGroup) as caught:
         async with talk(app, *args, **kwargs):
             pass
-    return refused(caught.value)
+    return rejection_of(caught.value)
 
 
 async def test_text(autojump_clock):
-    """Words go in and come out, and the log has one line that says what it took."""
+    """A session sends and receives text, and its log line has the figures."""
     async with world() as it:
         async with talk(it.app) as client:
             await client.until("session.created")
-            await client.say({**TEXT_ONLY, "session": {**TEXT_ONLY["session"], "tracing": "auto"}})
+            await client.send({**TEXT_ONLY, "session": {**TEXT_ONLY["session"], "tracing": "auto"}})
             await client.until("session.updated")
-            await client.say(user("Hello"))
-            await client.say(RESPOND)
+            await client.send(user("Hello"))
+            await client.send(RESPOND)
             await client.until("response.done")
-            words = "".join(e["delta"] for e in client.heard if e["type"] == "response.output_text.delta")
-            assert words.endswith("You said: Hello")
+            text = "".join(e["delta"] for e in client.received if e["type"] == "response.output_text.delta")
+            assert text.endswith("You said: Hello")
             record = next(iter(it.server.state.counters.in_flight.values()))
             await client.socket.aclose()
         assert it.sound()
         assert it.server.state.counters.outcomes == {"ok": 1}
         fields = record.to_json()
-        told = {
+        logged = {
             name: fields[name]
             for name in (
                 "path",
@@ -83,7 +83,7 @@ async def test_text(autojump_clock):
                 "ignored",
             )
         }
-        assert told == {
+        assert logged == {
             "path": "/v1/realtime",
             "status": 101,
             "account": "one",
@@ -95,43 +95,43 @@ async def test_text(autojump_clock):
 
 
 async def test_a_tool(autojump_clock):
-    """A flat tool is called, and its result answers."""
+    """A flat tool is called, and its result produces a response."""
     async with world() as it, talk(it.app) as client:
-        await client.say({"type": "session.update", "session": {"tools": [TOOL], "modalities": ["text"]}})
-        await client.say(user("What is the weather in Hangzhou?"))
-        await client.say(RESPOND)
+        await client.send({"type": "session.update", "session": {"tools": [TOOL], "modalities": ["text"]}})
+        await client.send(user("What is the weather in Hangzhou?"))
+        await client.send(RESPOND)
         called = await client.until("response.function_call_arguments.done")
         assert called["name"] == "get_weather"
         assert "city" in json.loads(called["arguments"])
         output = {"type": "function_call_output", "call_id": called["call_id"], "output": "rain"}
-        await client.say({"type": "conversation.item.create", "item": output})
-        await client.say(RESPOND)
+        await client.send({"type": "conversation.item.create", "item": output})
+        await client.send(RESPOND)
         done = await client.until("response.output_text.done")
         assert "rain" in done["text"]
 
 
 async def test_sound(autojump_clock):
-    """A tone at 24 kHz is heard as that tone, answered when it ends, and comes back."""
+    """A tone at 24 kHz reaches the model as that tone, gets a response when it ends, and is returned."""
     async with world() as it, talk(it.app, headers=[BETA]) as client:
         transcribed = {"input_audio_transcription": {"model": "whisper-1"}}
-        await client.say({"type": "session.update", "session": transcribed})
+        await client.send({"type": "session.update", "session": transcribed})
         sound = tone(440, 0.5) + bytes(48_000 * 2)
         for start in range(0, len(sound), 4800):
             audio = base64.b64encode(sound[start : start + 4800]).decode()
-            await client.say({"type": "input_audio_buffer.append", "audio": audio})
+            await client.send({"type": "input_audio_buffer.append", "audio": audio})
         await client.until("input_audio_buffer.speech_started")
-        heard = await client.until("conversation.item.input_audio_transcription.completed")
-        assert heard["transcript"].endswith("at about 440 Hz")
+        transcription = await client.until("conversation.item.input_audio_transcription.completed")
+        assert transcription["transcript"].endswith("at about 440 Hz")
         await client.until("response.done")
         back = b"".join(
-            base64.b64decode(e["delta"]) for e in client.heard if e["type"] == "response.audio.delta"
+            base64.b64decode(e["delta"]) for e in client.received if e["type"] == "response.audio.delta"
         )
         assert len(back) / 48_000 == pytest.approx(1.3, abs=0.2)
 
 
 @pytest.mark.parametrize("way", ["header", "page"])
 async def test_a_key(way, autojump_clock):
-    """A key comes in a header field, or from a page as a sub-protocol; of those only `realtime` is chosen."""
+    """A key comes in a header, or from a page as a subprotocol, of which only `realtime` is chosen."""
     protocols = ["realtime", "openai-insecure-api-key.secret", "openai-beta.realtime-v1"]
     async with world(api_keys=["secret"]) as it:
         given = {"headers": [KEY]} if way == "header" else {"subprotocols": protocols}
@@ -160,27 +160,26 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("settings", "asked", "status", "code"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals(settings, asked, status, code, autojump_clock):
-    """Who may not have a session is told so in HTTP, before it is accepted, and nothing is held."""
+@pytest.mark.parametrize(("settings", "arguments", "status", "code"), REFUSALS.values(), ids=REFUSALS)
+async def test_refusals(settings, arguments, status, code, autojump_clock):
+    """A session is rejected in HTTP before it is accepted, and nothing is held."""
     async with world(**settings) as it:
-        got, error = await refusal(it.app, **asked)
-        assert (got, error["code"]) == (status, code)
+        received, error = await reject(it.app, **arguments)
+        assert (received, error["code"]) == (status, code)
         assert set(error) == {"message", "type", "param", "code"}
         assert it.sound()
         assert not it.server.state.counters.in_flight
 
 
-async def test_a_page_that_may(autojump_clock):
-    """A page of an allowed origin needs no key where nobody does."""
+async def test_a_page_of_an_allowed_origin(autojump_clock):
+    """A page of an allowed origin needs no key when no client needs one."""
     origin = (b"origin", b"https://app.test")
     async with world(cors_origins=["https://app.test"]) as it, talk(it.app, headers=[origin]) as client:
         await client.until("session.created")
 
 
 async def test_another_account_is_tried(autojump_clock):
-    """A refusal of one account is the next one's turn, as with any request; the client hears its own model's
-    name."""
+    """A rejection by one account moves the session to the next; the client gets its own model's name."""
     async with world(accounts=accounts("one", "two"), aliases={"gpt-realtime": MODEL}) as it:
         it.emulator.script(json_reply({"error": {"code": "insufficient_quota", "message": "no"}}, 429))
         async with talk(it.app, "gpt-realtime") as client:
@@ -200,13 +199,13 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("model", "end"), ENDS.items(), ids=ENDS)
-async def test_how_a_session_ends(model, end, autojump_clock):
-    """The client hears a last error event and a close code, whatever the server does."""
+async def test_the_end_of_a_session(model, end, autojump_clock):
+    """The client gets a last error event and a close code for any upstream fault."""
     code, name, outcome = end
     async with world() as it:
         async with talk(it.app, model) as client:
             await client.until("session.created")
-            await client.say(RESPOND)
+            await client.send(RESPOND)
             with trio.fail_after(700):
                 events, closed, reason = await client.end()
         assert closed == code
@@ -218,27 +217,27 @@ async def test_how_a_session_ends(model, end, autojump_clock):
 
 
 async def test_a_session_that_is_finished(autojump_clock):
-    """`session.finish` is Qwen's, and its answer is an orderly end."""
+    """`session.finish` is Qwen's, and the upstream's response is a graceful close."""
     async with world() as it, talk(it.app) as client:
-        await client.say({"type": "session.finish"})
+        await client.send({"type": "session.finish"})
         events, code, _ = await client.end()
         assert [event["type"] for event in events] == ["session.created"]
         assert code == 1000
     assert it.server.state.counters.outcomes == {"ok": 1}
 
 
-async def test_what_the_server_says_wrong(autojump_clock):
-    """What is no event is an error event; the session goes on."""
+async def test_invalid_upstream_events(autojump_clock):
+    """An invalid upstream message becomes an error event; the session continues."""
     for model, count in (("fault-rt-garbage", 2), ("fault-rt-binary", 1)):
         async with world() as it, talk(it.app, model) as client:
-            await client.say(RESPOND)
+            await client.send(RESPOND)
             await client.until("session.created")
             for _ in range(count):
-                assert (await client.hear())["error"]["code"] == "upstream_invalid_response"
+                assert (await client.receive())["error"]["code"] == "upstream_invalid_response"
 
 
 async def test_mistakes_do_not_end_a_session(autojump_clock):
-    """A client's mistake is an error event, and what comes after it is heard."""
+    """A client's mistake is an error event, and later events still work."""
     async with world() as it, talk(it.app) as client:
         create, items = (
             '{"type": "conversation.item.create", "item": ',
@@ -250,24 +249,24 @@ async def test_mistakes_do_not_end_a_session(autojump_clock):
             '{"type": "session.update", "session": 1}',
             *(create + item for item in items),
         ):
-            await client.say(mistake)
+            await client.send(mistake)
             await client.until("error")
-        await client.say(TEXT_ONLY)
+        await client.send(TEXT_ONLY)
         await client.until("session.updated")
 
 
 async def test_the_time_is_limited(autojump_clock):
-    """A session has an end."""
+    """A session ends at realtime_timeout."""
     async with world(realtime_timeout=50.0) as it, talk(it.app) as client:
         await client.until("session.created")
-        began = trio.current_time()
+        start = trio.current_time()
         events, code, _ = await client.end()
-        assert trio.current_time() - began == pytest.approx(50, abs=1)
+        assert trio.current_time() - start == pytest.approx(50, abs=1)
         assert (events[-1]["error"]["code"], code) == ("request_timeout", 1000)
 
 
 async def test_the_server_stops(autojump_clock):
-    """A session is told that the server stops, when it has had its time."""
+    """A shutdown sends an error event to each open session before it closes."""
     async with world() as it, talk(it.app) as client:
         await client.until("session.created")
         it.server.state.in_flight.end()
@@ -277,11 +276,11 @@ async def test_the_server_stops(autojump_clock):
 
 @pytest.mark.parametrize("size", [70_000, 2_000_000])
 async def test_messages_have_a_size(size, autojump_clock):
-    """A message that is too large ends the session with the code for that; a smaller one does not."""
+    """A message that is too large ends the session with its close code; a smaller one does not."""
     async with world(realtime_max_message_bytes=1_000_000) as it:
         async with talk(it.app, websocket_max_message_size=1_000_000) as client:
             await client.until("session.created")
-            await client.say(json.dumps({"type": "x", "a": "y" * size}))
+            await client.send(json.dumps({"type": "x", "a": "y" * size}))
             if size < 1_000_000:
                 assert (await client.until("error"))["error"]["code"] == "invalid_value"
             else:
@@ -291,13 +290,13 @@ async def test_messages_have_a_size(size, autojump_clock):
 
 @asynccontextmanager
 async def narrow(emulator, **settings):
-    """A world whose streams hold nothing: what is sent waits until it is read."""
+    """Return a world whose streams have no buffer: a send waits until it is read."""
     async with trio.open_nursery() as nursery:
 
         async def through(connect, host, port):
-            ours, theirs = trio.testing.lockstep_stream_pair()
-            nursery.start_soon(emulator.handle, theirs)
-            return ours
+            client_end, server_end = trio.testing.lockstep_stream_pair()
+            nursery.start_soon(emulator.handle, server_end)
+            return client_end
 
         async with world(emulator=emulator, through=through, **settings) as it:
             yield it
@@ -305,7 +304,7 @@ async def narrow(emulator, **settings):
 
 
 async def test_a_client_that_does_not_read(autojump_clock, monkeypatch):
-    """A client that stops reading stops the server, a few events later, and is let go in time."""
+    """A client that stops reading stops the upstream after a few events, and times out."""
     monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     emulator = Emulator()
     async with (
@@ -313,9 +312,9 @@ async def test_a_client_that_does_not_read(autojump_clock, monkeypatch):
         served(it.app, pair=trio.testing.lockstep_stream_pair) as stream,
         over(stream, "fault-rt-flood") as client,
     ):
-        await client.say(RESPOND)
+        await client.send(RESPOND)
         await client.until("response.output_audio.delta")
-        client.socket._recv_channel = None  # nobody asks for the next message: the reader waits
+        client.socket._recv_channel = None  # no reader of the next message: the reader task waits
         await trio.sleep(1)
         sent = emulator.sessions[0].sent_events
         assert sent < 8
@@ -327,7 +326,7 @@ async def test_a_client_that_does_not_read(autojump_clock, monkeypatch):
 
 
 async def test_a_server_that_does_not_read(autojump_clock):
-    """A server that stops reading stops the client, a few events later, and the session ends in time."""
+    """An upstream that stops reading stops the client after a few events, and the session times out."""
     emulator = Emulator()
     async with (
         narrow(emulator) as it,
@@ -335,18 +334,18 @@ async def test_a_server_that_does_not_read(autojump_clock):
         over(stream, "fault-rt-stuck") as client,
     ):
         await client.until("session.created")
-        await client.say(RESPOND)
+        await client.send(RESPOND)
         sent = 0
 
-        async def insist():
+        async def send_continuously():
             nonlocal sent
             with suppress(ConnectionClosed):
                 while True:
-                    await client.say({"type": "x", "a": "y" * 60_000})
+                    await client.send({"type": "x", "a": "y" * 60_000})
                     sent += 1
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(insist)
+            nursery.start_soon(send_continuously)
             with trio.fail_after(60):
                 events, code, _ = await client.end()
         assert sent < 12
@@ -354,33 +353,33 @@ async def test_a_server_that_does_not_read(autojump_clock):
         assert it.sound()
 
 
-async def _politely(client, stream):
+async def close_socket(client, stream):
     await client.socket.aclose()
 
 
-async def _abruptly(client, stream):
+async def abort_stream(client, stream):
     await trio.aclose_forcefully(stream)
 
 
-async def _with_a_reset(client, stream):
+async def reset_stream(client, stream):
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await trio.aclose_forcefully(stream)
 
 
-@pytest.mark.parametrize("leave", [_politely, _abruptly, _with_a_reset])
+@pytest.mark.parametrize("disconnect", [close_socket, abort_stream, reset_stream])
 @pytest.mark.parametrize("moment", ["quiet", "while the server speaks"])
-async def test_a_client_that_leaves(leave, moment, caplog):
-    """On real sockets too the server's end is closed, and everything is given back."""
+async def test_a_client_that_disconnects(disconnect, moment, caplog):
+    """On real sockets a disconnect closes the upstream connection and releases everything."""
     async with real_world() as (it, connect):
         stream = await connect()
         async with over(stream, "fault-rt-flood") as client:
             await client.until("session.created")
             if moment != "quiet":
-                await client.say(RESPOND)
+                await client.send(RESPOND)
                 await client.until("response.output_audio.delta")
             (session,) = it.emulator.sessions
             with trio.fail_after(2):
-                await leave(client, stream)
+                await disconnect(client, stream)
                 await session.closed.wait()
                 await until(
                     lambda: (
@@ -394,16 +393,16 @@ async def test_a_client_that_leaves(leave, moment, caplog):
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-@pytest.mark.parametrize("leave", [_politely, _abruptly])
-async def test_a_client_that_leaves_in_time(leave, autojump_clock):
-    """The server's end is closed within 100 ms, though it does not answer the close frame."""
+@pytest.mark.parametrize("disconnect", [close_socket, abort_stream])
+async def test_a_disconnect_closes_the_upstream_in_time(disconnect, autojump_clock):
+    """A disconnect closes the upstream within 100 ms, even without a close frame from it."""
     async with world() as it, served(it.app) as stream, over(stream, "fault-rt-deaf") as client:
         await client.until("session.created")
-        await client.say(RESPOND)
+        await client.send(RESPOND)
         await trio.sleep(1)
         assert not it.sound()
         with trio.fail_after(0.1):
-            await leave(client, stream)
+            await disconnect(client, stream)
             await until(
                 lambda: (
                     it.sound()
@@ -413,13 +412,13 @@ async def test_a_client_that_leaves_in_time(leave, autojump_clock):
             )
 
 
-async def test_a_client_that_leaves_before_it_is_accepted():
-    """So is a connection that is still being made."""
+async def test_a_disconnect_before_the_session_is_accepted():
+    """A disconnect closes an upstream connection that is still being established."""
     async with real_world() as (it, connect):
         it.emulator.script(ScriptedReply((PauseStep(1000),)))
         stream = await connect()
-        asked = UPGRADE.replace(b"GET /", f"GET /v1/realtime?model={MODEL}".encode())
-        await stream.send_all(asked.replace(b"host: x", b"host: localhost"))
+        arguments = UPGRADE.replace(b"GET /", f"GET /v1/realtime?model={MODEL}".encode())
+        await stream.send_all(arguments.replace(b"host: x", b"host: localhost"))
         with trio.fail_after(5):
             await until(lambda: it.emulator.requests)
         await trio.sleep(0.01)
@@ -431,7 +430,7 @@ async def test_a_client_that_leaves_before_it_is_accepted():
 
 
 async def test_a_refusal_over_http2(autojump_clock):
-    """It is a response with its status, and the connection goes on."""
+    """A rejection over HTTP/2 is a response with its status, and the connection continues."""
     async with world(api_keys=["secret"]) as it, h2c(it.app) as client:
         for path, status in ((f"/v1/realtime?model={MODEL}", b"401"), ("/v1/models", b"426")):
             number = client.http.get_next_available_stream_id()
@@ -453,13 +452,13 @@ async def test_a_refusal_over_http2(autojump_clock):
         assert await client.event(h2.events.ResponseReceived) is not None
 
 
-async def test_last_words_are_told(autojump_clock):
-    """What the server says right before it closes reaches the client, though that is still talking."""
+async def test_a_closing_message_reaches_the_client(autojump_clock):
+    """An error event right before the upstream closes reaches the client, even while the client sends."""
     async with world() as it, talk(it.app, "fault-rt-words") as client:
-        await client.say(RESPOND)
+        await client.send(RESPOND)
         with suppress(ConnectionClosed):
             for _ in range(5):
-                await client.say({"type": "response.cancel"})
+                await client.send({"type": "response.cancel"})
         events, code, _ = await client.end()
         codes = [event["error"]["code"] for event in events if event["type"] == "error"]
         assert codes == ["the_reason", "session_closed"]
@@ -490,29 +489,29 @@ async def test_over_http2(autojump_clock):
                     if isinstance(event, TextMessage):
                         text += event.data
                         if event.message_finished:
-                            told, text = json.loads(text), ""
-                            if told["type"] == kind:
-                                return told
+                            logged, text = json.loads(text), ""
+                            if logged["type"] == kind:
+                                return logged
                     elif isinstance(event, CloseConnection):
                         return event
                 data = await client.event(h2.events.DataReceived)
                 frames.receive_data(data.data)
 
-        async def say(event):
+        async def send(event):
             client.http.send_data(number, frames.send(event))
             await client.flush()
 
         assert (await until("session.created"))["session"]["model"] == MODEL
-        await say(TextMessage(data=json.dumps(TEXT_ONLY)))
+        await send(TextMessage(data=json.dumps(TEXT_ONLY)))
         await until("session.updated")
-        await say(CloseConnection(code=1000))
+        await send(CloseConnection(code=1000))
         assert isinstance(await until("never"), CloseConnection)
         await client.event(h2.events.StreamEnded)
         await trio.sleep(0.1)
         assert it.sound()
 
 
-async def _minted(tmp_path, **limits):
+async def create_key(tmp_path, **limits):
     file = tmp_path / "keys.json"
     _, secret = key_file.create(file, name="bob", **limits)
     return {"keys_file": str(file), "ledger": str(tmp_path / "ledger")}, [
@@ -521,57 +520,56 @@ async def _minted(tmp_path, **limits):
 
 
 async def test_sessions_and_minutes_count(tmp_path, autojump_clock):
-    """A session takes a request of its key's minute when it begins, and one for every minute that it
-    lasts."""
-    settings, headers = await _minted(tmp_path, rpm=2)
+    """A session counts one request of its key's rate limit when it starts, and one for every further
+    minute."""
+    settings, headers = await create_key(tmp_path, rpm=2)
     async with world(**settings) as it:
         async with talk(it.app, headers=headers), talk(it.app, headers=headers):
-            assert (await refusal(it.app, headers=headers))[1]["code"] == "rate_limit_exceeded"
-            await trio.sleep(59)  # two have come back, and two are taken at the minute's end
+            assert (await reject(it.app, headers=headers))[1]["code"] == "rate_limit_exceeded"
+            await trio.sleep(59)  # two slots have returned, and two are used at the end of the minute
             await trio.sleep(3)
-            assert (await refusal(it.app, headers=headers))[0] == 429
+            assert (await reject(it.app, headers=headers))[0] == 429
         await trio.sleep(60)
         async with talk(it.app, headers=headers):
             pass
 
 
-async def _used_up(it, headers, code):
-    """Two answers are had, and then the session ends with this code."""
+async def exhaust(it, headers, code):
+    """Run two responses and check that the session ends with this code."""
     async with talk(it.app, headers=headers) as client:
-        await client.say(TEXT_ONLY)
+        await client.send(TEXT_ONLY)
         for _ in range(2):
-            await client.say(user("Hello"))
-            await client.say(RESPOND)
+            await client.send(user("Hello"))
+            await client.send(RESPOND)
         events, closed, _ = await client.end()
         assert (events[-1]["error"]["code"], closed) == (code, 1008)
         assert [event["type"] for event in events].count("response.done") == 2
         await client.socket.aclose()
     await until(it.sound)
-    assert (await refusal(it.app, headers=headers))[0] == 429
+    assert (await reject(it.app, headers=headers))[0] == 429
 
 
-async def test_tokens_count_while_a_session_goes_on(tmp_path, autojump_clock):
-    """A key that has used up its minute's tokens is told so after the answer that did it, and each counts
-    once."""
-    settings, headers = await _minted(tmp_path, tpm=20)
+async def test_tokens_count_during_a_session(tmp_path, autojump_clock):
+    """A key over its tokens per minute gets an error after that response, and each token counts once."""
+    settings, headers = await create_key(tmp_path, tpm=20)
     async with world(**settings) as it:
-        await _used_up(it, headers, "rate_limit_exceeded")
-        await trio.sleep(31)  # 30 of 20 were used: ten come back in half a minute
+        await exhaust(it, headers, "rate_limit_exceeded")
+        await trio.sleep(31)  # 30 of 20 were used: ten return in half a minute
         async with talk(it.app, headers=headers):
             pass
 
 
-async def test_a_budget_holds_while_a_session_goes_on(tmp_path):
-    """So with a budget of tokens, though the ledger hears of a session at its end only."""
-    settings, headers = await _minted(tmp_path, budgets=(Quota("day", tokens=25),))
+async def test_a_budget_applies_during_a_session(tmp_path):
+    """A token budget ends a session too, although the ledger records a session only at its end."""
+    settings, headers = await create_key(tmp_path, budgets=(Quota("day", tokens=25),))
     async with world(**settings) as it:
-        await _used_up(it, headers, "insufficient_quota")
+        await exhaust(it, headers, "insufficient_quota")
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 async def test_through_a_proxy(secure, autojump_clock, tmp_path):
-    """The model's server is reached as all others are: by CONNECT, with the certificates of `ca_bundle`."""
-    emulator, asked = Emulator(), []
+    """A session reaches the upstream by CONNECT, with the certificates of `ca_bundle`."""
+    emulator, arguments = Emulator(), []
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -579,7 +577,7 @@ async def test_through_a_proxy(secure, autojump_clock, tmp_path):
     async with trio.open_nursery() as nursery:
 
         async def proxy(stream):
-            asked.append(bytes(await stream.receive_some(4096)).partition(b"\r\n")[0])
+            arguments.append(bytes(await stream.receive_some(4096)).partition(b"\r\n")[0])
             await stream.send_all(b"HTTP/1.1 200 Connected\r\n\r\n")
             if secure:
                 stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
@@ -587,9 +585,9 @@ async def test_through_a_proxy(secure, autojump_clock, tmp_path):
 
         async def through(connect, host, port):
             assert (host, port) == ("proxy.test", 3128)
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(proxy, theirs)
-            return ours
+            client_end, server_end = trio.testing.memory_stream_pair()
+            nursery.start_soon(proxy, server_end)
+            return client_end
 
         scheme = "https" if secure else "http"
         account = AccountConfig("one", base_url=f"{scheme}://one.test/v1", key="sk-test-key")
@@ -603,20 +601,20 @@ async def test_through_a_proxy(secure, autojump_clock, tmp_path):
                 await client.until("session.created")
             await trio.sleep(1)
             assert it.sound()
-        assert asked == [b"CONNECT one.test:%d HTTP/1.1" % (443 if secure else 80)]
+        assert arguments == [b"CONNECT one.test:%d HTTP/1.1" % (443 if secure else 80)]
         nursery.cancel_scope.cancel()
 
 
 async def test_the_example(capsys):
-    """The script of docs/realtime.md says what the page shows, on the emulator."""
+    """The script of docs/realtime.md prints the page's lines on the emulator."""
     spec = importlib.util.spec_from_file_location("example", ROOT / "scripts/realtime.py")
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    asked = {"model": MODEL, "key": "any", "say": "Hello", "tone": None, "tool": True, "emulator": True}
+    arguments = {"model": MODEL, "key": "any", "say": "Hello", "tone": None, "tool": True, "emulator": True}
     with trio.fail_after(20):
-        await example.main(argparse.Namespace(**asked))
+        await example.main(argparse.Namespace(**arguments))
     shown = capsys.readouterr().out
     page = (ROOT / "docs/realtime.md").read_text()
     for line in page.partition("--say Hello\n")[2].partition("…")[0].splitlines():
@@ -627,7 +625,7 @@ async def test_the_example(capsys):
 
 
 def test_the_page_has_every_setting_and_every_end():
-    """docs/realtime.md names the settings of sessions, and the codes that sessions end with."""
+    """docs/realtime.md names the settings of sessions and the codes that end them."""
     page = (ROOT / "docs/realtime.md").read_text()
     names = [name for name in SETTINGS if name.startswith("realtime_")]
     assert len(names) == 5

@@ -1,4 +1,4 @@
-"""The recorded streams through the whole server: what a client of OpenAI's API gets, streamed and whole."""
+"""A client of OpenAI's API gets the recorded streams through the whole server, streamed and whole."""
 
 import pytest
 
@@ -16,25 +16,25 @@ def meaning(choice):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_streamed(path):
-    """Every chunk obeys the contract, and they add up to what the file says."""
+    """Every chunk obeys the contract, and the chunks add up to the recording's meaning."""
     async with world() as it:
         it.emulator.script(ScriptedReply((path.read_bytes(),)))
         status, text = await it.stream(BODY)
         assert status == 200
         choices, error = read_stream(text.encode())
-        wanted = expected(path)
-        assert (error is not None) == (wanted.pop("failed", None) is not None)
-        assert meaning(choices[0]) == wanted
+        expected_meaning = expected(path)
+        assert (error is not None) == (expected_meaning.pop("failed", None) is not None)
+        assert meaning(choices[0]) == expected_meaning
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_whole(path):
-    """A whole answer is the fold of the same events; a failure in the middle of it is an error."""
+    """A whole response is the fold of the same events; a failure in the middle is an error."""
     async with world() as it:
         it.emulator.script(ScriptedReply((path.read_bytes(),)))
         status, _, body = await it.post(BODY)
-        wanted = expected(path)
-        if "failed" in wanted:
-            assert status == wanted["failed"]
+        expected_meaning = expected(path)
+        if "failed" in expected_meaning:
+            assert status == expected_meaning["failed"]
         else:
-            assert meaning(read_whole(body)[0]) == wanted
+            assert meaning(read_whole(body)[0]) == expected_meaning

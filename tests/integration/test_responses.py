@@ -1,4 +1,4 @@
-"""The Responses API through the server: in memory, and with the official client over real sockets."""
+"""The Responses API works in memory and with the official client over real sockets."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ PATCH = {
     "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"},
 }
 
-ASKED = {
+REQUESTS = {
     "text": ({}, ["message"]),
     "instructions": ({"instructions": "Be brief."}, ["message"]),
     "thoughts": ({"reasoning": {"effort": "high", "summary": "auto"}}, ["reasoning", "message"]),
@@ -55,7 +55,7 @@ ASKED = {
 
 
 async def stream(w, body):
-    """(status, text) of a streamed response."""
+    """Return (status, text) of a streamed response."""
     raw = json.dumps({**body, "stream": True}).encode()
     async with w.client.request(
         "POST", PATH, headers=[(b"content-type", b"application/json")], body=raw
@@ -63,9 +63,9 @@ async def stream(w, body):
         return response.status, (await response.read()).decode()
 
 
-@pytest.mark.parametrize(("extra", "kinds"), ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize(("extra", "kinds"), REQUESTS.values(), ids=REQUESTS)
 async def test_streamed_and_whole(extra, kinds):
-    """Streamed or whole, a response is what OpenAI's types demand, and the same."""
+    """A response, streamed or whole, matches OpenAI's types and is the same."""
     async with world() as w:
         status, _, whole = await w.post(ASK | extra, PATH)
         assert status == 200
@@ -91,7 +91,7 @@ def _without(ids, value):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_recorded(path):
-    """The recorded streams arrive as items that say what the files say; one that fails says what had come."""
+    """The recorded streams arrive as matching items; a failed one keeps the output so far."""
     functions: list = [tool["function"] for tool in TOOLS]
     tools = [{"type": "function", **function} for function in functions]
     meaning = expected(path)
@@ -133,15 +133,15 @@ REFUSED = {
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED.values(), ids=REFUSED)
 async def test_refusals(body, status, code, streamed):
-    """What fails before the first event is JSON with its true status, also when a stream was asked for."""
+    """A failure before the first event is JSON with an error status, even for a stream."""
     async with world() as w:
-        got, _, answer = await w.post({**body, "stream": streamed}, PATH)
-        assert (got, answer["error"]["code"]) == (status, code)
+        received, _, answer = await w.post({**body, "stream": streamed}, PATH)
+        assert (received, answer["error"]["code"]) == (status, code)
         refusal(answer)
 
 
-async def test_what_is_left_out_is_named():
-    """What an agent sends to everyone is no error, and stands in a header."""
+async def test_ignored_parameters_are_named():
+    """Parameters that agents send to every server are no error, and a header names them."""
     body = {
         **ASK,
         "input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}],
@@ -154,25 +154,25 @@ async def test_what_is_left_out_is_named():
     assert head["x-qproxy-ignored-params"] == "client_metadata, input[0], tools[0], tools[1]"
 
 
-async def tell(w, method, path, headers=()):
-    """(status, body) of a request without one."""
+async def request(w, method, path, headers=()):
+    """Return (status, body) of a request without a body."""
     async with w.client.request(method, PATH + path, headers=headers) as response:
         return response.status, json.loads(await response.read())
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_conversation_goes_on(streamed):
-    """previous_response_id brings back the whole conversation, but not its instructions."""
+async def test_a_conversation_continues(streamed):
+    """previous_response_id restores the whole conversation, but not its instructions."""
     async with world() as w:
-        first, last = await asked(w, ASK | {"instructions": "Be brief.", "tools": [WEATHER]}, streamed), None
+        first, last = await create(w, ASK | {"instructions": "Be brief.", "tools": [WEATHER]}, streamed), None
         call = first["output"][0]
         result = {"type": "function_call_output", "call_id": call["call_id"], "output": "17 degrees"}
-        last = await asked(w, ASK | {"input": [result], "previous_response_id": first["id"]}, streamed)
+        last = await create(w, ASK | {"input": [result], "previous_response_id": first["id"]}, streamed)
         assert "The tool says: 17 degrees" in last["output"][0]["content"][0]["text"]
         assert last["previous_response_id"] == first["id"]
         sent = w.emulator.requests[-1].body["messages"]
         assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
-        status, listing = await tell(w, "GET", f"/{last['id']}/input_items?order=asc")
+        status, listing = await request(w, "GET", f"/{last['id']}/input_items?order=asc")
         assert status == 200
         assert [item["type"] for item in listing["data"]] == [
             "message",
@@ -180,13 +180,13 @@ async def test_a_conversation_goes_on(streamed):
             "function_call_output",
         ]
         judge(ResponseItemList, listing)
-        await tell(w, "DELETE", f"/{first['id']}")
-        status, listing = await tell(w, "GET", f"/{last['id']}/input_items")
+        await request(w, "DELETE", f"/{first['id']}")
+        status, listing = await request(w, "GET", f"/{last['id']}/input_items")
         assert (status, len(listing["data"])) == (200, 1)
 
 
-async def asked(w, body, streamed=False):
-    """The response that has been completed."""
+async def create(w, body, streamed=False):
+    """Return the completed response."""
     if not streamed:
         status, _, body = await w.post(body, PATH)
         assert status == 200, body
@@ -199,9 +199,9 @@ async def asked(w, body, streamed=False):
 async def test_references():
     """An item of a stored response can be sent by its id alone."""
     async with world() as w:
-        first = await asked(w, ASK)
+        first = await create(w, ASK)
         reference = {"type": "item_reference", "id": first["output"][0]["id"]}
-        await asked(w, ASK | {"input": [reference, {"role": "user", "content": "And now?"}]})
+        await create(w, ASK | {"input": [reference, {"role": "user", "content": "And now?"}]})
         sent = w.emulator.requests[-1].body["messages"]
         assert [message["role"] for message in sent] == ["assistant", "user"]
         reference["id"] = first["output"][0]["id"][:-1] + "9"
@@ -209,23 +209,23 @@ async def test_references():
         assert (status, body["error"]["param"]) == (404, "input")
 
 
-async def test_what_is_stored_can_be_read_and_deleted():
-    """GET gives the response as it was; after DELETE, and for store: false, there is none."""
+async def test_a_stored_response_can_be_read_and_deleted():
+    """GET returns the response as it was; after DELETE, and for store: false, it returns 404."""
     async with world() as w:
-        first = await asked(w, ASK | {"metadata": {"a": "b"}})
-        assert await tell(w, "GET", f"/{first['id']}") == (200, first)
-        status, body = await tell(w, "POST", f"/{first['id']}/cancel")
+        first = await create(w, ASK | {"metadata": {"a": "b"}})
+        assert await request(w, "GET", f"/{first['id']}") == (200, first)
+        status, body = await request(w, "POST", f"/{first['id']}/cancel")
         assert (status, body["error"]["message"]) == (400, "Cannot cancel a synchronous response.")
-        status, body = await tell(w, "GET", f"/{first['id']}?stream=true")
+        status, body = await request(w, "GET", f"/{first['id']}?stream=true")
         assert (status, body["error"]["param"]) == (400, "stream")
-        assert await tell(w, "DELETE", f"/{first['id']}") == (
+        assert await request(w, "DELETE", f"/{first['id']}") == (
             200,
             {"id": first["id"], "object": "response", "deleted": True},
         )
-        second = await asked(w, ASK | {"store": False})
+        second = await create(w, ASK | {"store": False})
         assert second["store"] is False
         for id_ in (first["id"], second["id"], "resp_1"):
-            await is_gone(w, id_)
+            await expect_not_found(w, id_)
 
 
 def statistics(w):
@@ -233,10 +233,10 @@ def statistics(w):
     return w.server.state.responses.statistics()
 
 
-async def is_gone(w, id_, headers=()):
-    """Whatever one asks about the response, there is none."""
+async def expect_not_found(w, id_, headers=()):
+    """Check that every request for the response returns not found."""
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")):
-        status, body = await tell(w, method, f"/{id_}{path}", headers)
+        status, body = await request(w, method, f"/{id_}{path}", headers)
         refusal(body)
         assert (status, body["error"]["message"]) == (404, f"Response with id '{id_}' not found.")
     status, _, body = await w.post(ASK | {"previous_response_id": id_}, PATH, headers)
@@ -244,57 +244,57 @@ async def is_gone(w, id_, headers=()):
     assert body["error"]["param"] == "previous_response_id"
 
 
-async def test_responses_are_their_keys_own():
+async def test_responses_belong_to_their_key():
     """For another key a response does not exist."""
-    mine, yours = ([(b"authorization", b"Bearer " + key)] for key in (b"sk-mine", b"sk-yours"))
+    own_headers, other_headers = ([(b"authorization", b"Bearer " + key)] for key in (b"sk-mine", b"sk-yours"))
     async with world(api_keys=["sk-mine", "sk-yours"]) as w:
-        _, _, first = await w.post(ASK, PATH, mine)
-        assert (await tell(w, "GET", f"/{first['id']}", mine))[0] == 200
-        await is_gone(w, first["id"], yours)
+        _, _, first = await w.post(ASK, PATH, own_headers)
+        assert (await request(w, "GET", f"/{first['id']}", own_headers))[0] == 200
+        await expect_not_found(w, first["id"], other_headers)
         reference = {"type": "item_reference", "id": first["output"][0]["id"]}
-        status, _, _ = await w.post(ASK | {"input": [reference]}, PATH, yours)
+        status, _, _ = await w.post(ASK | {"input": [reference]}, PATH, other_headers)
         assert status == 404
 
 
 async def test_a_server_without_a_store():
-    """store_responses = false keeps nothing, and the responses say so."""
+    """store_responses = false keeps nothing, and the responses report it."""
     async with world(store_responses=False) as w:
-        first = await asked(w, ASK | {"store": True})
+        first = await create(w, ASK | {"store": True})
         assert first["store"] is False
-        status, body = await tell(w, "GET", f"/{first['id']}")
+        status, body = await request(w, "GET", f"/{first['id']}")
         assert status == 404
         status, _, body = await w.post(ASK | {"previous_response_id": first["id"]}, PATH)
         assert (status, body["error"]["code"]) == (400, "previous_response_not_found")
         assert "stores no responses" in body["error"]["message"]
 
 
-async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
-    """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and
+async def test_a_store_that_fails_does_not_fail_the_response(tmp_path, caplog):
+    """A response is sent, streamed or whole, even if the store fails; that is logged without its text, and
     counted."""
     (tmp_path / "responses.sqlite3").mkdir()
     async with world(responses_file=str(tmp_path / "responses.sqlite3")) as w:
         for streamed in (False, True):
-            first = await asked(w, ASK, streamed)
-        status, body = await tell(w, "GET", f"/{first['id']}")
+            first = await create(w, ASK, streamed)
+        status, body = await request(w, "GET", f"/{first['id']}")
         assert (status, body["error"]["code"]) == (503, "store_unavailable")
         assert statistics(w).failed == 3
-    said = [record.getMessage() for record in caplog.records if record.name == "qproxy.server"]
-    assert len(said) == 2
-    assert all("its response is not kept" in line and "Paris" not in line for line in said)
+    messages = [record.getMessage() for record in caplog.records if record.name == "qproxy.server"]
+    assert len(messages) == 2
+    assert all("its response is not kept" in line and "Paris" not in line for line in messages)
 
 
 async def test_a_restart_keeps_conversations(tmp_path):
-    """Another server with the same file goes on with the conversation."""
+    """Another server with the same file continues the conversation."""
     settings = {"responses_file": str(tmp_path / "responses.sqlite3")}
     async with world(**settings) as w:
-        first = await asked(w, ASK)
+        first = await create(w, ASK)
     async with world(**settings) as w:
-        await asked(w, ASK | {"previous_response_id": first["id"]})
+        await create(w, ASK | {"previous_response_id": first["id"]})
         assert len(w.emulator.requests[-1].body["messages"]) == 3
 
 
 async def test_a_reload_keeps_the_store():
-    """Another configuration takes another store only where it says so."""
+    """A reload replaces the store only if its settings change."""
     before = Config(accounts=accounts("one"))
     server = build_server(before)
     store = server.state.responses
@@ -311,15 +311,15 @@ async def test_a_reload_keeps_the_store():
 
 
 async def test_a_response_that_failed_is_not_kept():
-    """Of a response that broke off nothing can be continued."""
+    """A failed response cannot be continued."""
     async with world() as w:
         _, text = await stream(w, {**ASK, "model": "fault-cut"})
-        await is_gone(w, read(text)[0]["response"]["id"])
+        await expect_not_found(w, read(text)[0]["response"]["id"])
         assert statistics(w).saved == 0
 
 
-async def test_who_leaves_leaves_nothing():
-    """A client that leaves in mid-answer frees everything, and its response is not kept."""
+async def test_a_disconnect_stores_nothing():
+    """A client that disconnects in mid-response frees everything, and its response is not kept."""
     async with world() as w:
         body = json.dumps({**ASK, "model": "fault-hang", "stream": True}).encode()
         async with w.client.request(
@@ -332,8 +332,8 @@ async def test_who_leaves_leaves_nothing():
         assert statistics(w).saved == 0
 
 
-async def test_a_break_in_mid_answer():
-    """A stream that breaks says response.failed and error; a whole response is a 502."""
+async def test_a_failure_in_mid_response():
+    """A truncated stream ends with response.failed and error; a whole response is a 502."""
     async with world() as w:
         status, text = await stream(w, {**ASK, "model": "fault-cut"})
         assert status == 200
@@ -343,7 +343,7 @@ async def test_a_break_in_mid_answer():
 
 
 async def test_the_official_client():
-    """create, stream and parse work as at OpenAI."""
+    """create, stream and parse work as with OpenAI's API."""
 
     class City(BaseModel):
         name: str
@@ -376,7 +376,7 @@ async def test_the_official_client():
 
 
 async def test_a_cut_stream_raises():
-    """A stream that breaks off raises APIError, after the response that failed."""
+    """A truncated stream raises APIError after the failed response."""
     seen = []
 
     def read_it(client):
@@ -389,14 +389,14 @@ async def test_a_cut_stream_raises():
     assert seen[-1] == "response.failed"
 
 
-async def test_leaving_a_stream_frees_the_upstream():
-    """Closing a stream half-way closes the connection to the model's server."""
+async def test_closing_a_stream_frees_the_upstream():
+    """Closing a stream half-way closes the upstream connection."""
 
-    def leave(client):
+    def read_one_event(client):
         with client.responses.create(model="fault-hang", input=QUESTION, stream=True) as events:
             next(iter(events))
 
     async with sdk() as (client, emulator):
-        await run(leave, client)
+        await run(read_one_event, client)
         with trio.fail_after(5):
             await emulator.requests[-1].disconnected.wait()

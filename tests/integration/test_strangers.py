@@ -1,5 +1,5 @@
-"""Whatever JSON a client or a model's server sends: no 500, and a row in the ledger for every request that a
-model answered."""
+"""Any JSON from a client or an upstream causes no 500, and every request that a model answered has a ledger
+row."""
 
 import json
 import logging
@@ -61,14 +61,14 @@ whole_bodies = st.sampled_from(list(BODIES)).flatmap(
     )
 )
 sound_bodies = st.sampled_from(list(BODIES)).map(lambda path: (path, BODIES[path]))
-asked = st.tuples(st.one_of(whole_bodies, sound_bodies), st.sampled_from([None, False, True, True]))
+inputs = st.tuples(st.one_of(whole_bodies, sound_bodies), st.sampled_from([None, False, True, True]))
 ANSWER_SHAPES = {**ANSWERS, "vectors": VECTORS}
 
 
 def replies(shape):
-    """An answer with odd values in some places: as one chunk of a stream, whole, or as an error."""
+    """Return replies with odd values in some places: as one chunk of a stream, whole, or as an error."""
 
-    def made(changes, number, field):
+    def build(changes, number, field):
         body = json.dumps(mutated(shape, changes)).encode()
         if number == 0:
             return ScriptedReply((b"data: %b\n\ndata: [DONE]\n\n" % body,), headers=(field,))
@@ -79,7 +79,7 @@ def replies(shape):
             headers=(field,),
         )
 
-    return st.builds(made, mutations(shape), st.integers(0, 4), st.sampled_from(FIELDS))
+    return st.builds(build, mutations(shape), st.integers(0, 4), st.sampled_from(FIELDS))
 
 
 answers = st.one_of(st.none(), *map(replies, ANSWER_SHAPES.values()))
@@ -99,8 +99,8 @@ ADMIN_KEY = "an admin's key of a sound length"
 
 
 class Server:
-    """An app with everything that a poisoned value could reach: a ledger, paced accounts, a key with limits,
-    a store."""
+    """An app with all state that a poisoned value could reach: a ledger, paced accounts, a key with limits, a
+    store."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -113,7 +113,7 @@ class Server:
             "admin_key": ADMIN_KEY,
         }
         self.answered = set()
-        """Ids of the requests that reached a model and got an answer."""
+        """Ids of the requests that reached a model and got a response."""
 
     async def ask(self, it, path, body, reply):
         before = len(it.emulator.requests)
@@ -132,7 +132,7 @@ class Server:
             await self.go_on(it, json.loads(data)["id"])
 
     async def go_on(self, it, response):
-        """Read a response that is stored, and continue it."""
+        """Read a stored response and continue it."""
         it.emulator.clear()
         assert (await it.get(f"/v1/responses/{response}/input_items", self.headers))[0] in (200, 404)
         body = {"model": MODEL, "input": "and then?", "previous_response_id": response}
@@ -166,10 +166,10 @@ async def play(server, requests, lookups):
         await server.ask(it, "/v1/chat/completions", HELLO, None)
 
 
-def test_no_stranger_poisons_a_neighbour(caplog):
-    """Any JSON at any field of any endpoint, any JSON in any answer: never a 500, never a row lost."""
+def test_no_value_poisons_another_request(caplog):
+    """Any JSON at any field of any endpoint or upstream response causes no 500 and loses no row."""
 
-    @given(st.lists(st.tuples(asked, answers), min_size=8, max_size=8), st.lists(lookups, max_size=2))
+    @given(st.lists(st.tuples(inputs, answers), min_size=8, max_size=8), st.lists(lookups, max_size=2))
     @examples(20)
     def check(requests, lookups):
         caplog.clear()
@@ -187,7 +187,7 @@ def test_no_stranger_poisons_a_neighbour(caplog):
 
 
 async def test_a_budget_is_not_evaded(tmp_path):
-    """A key with five requests a day gets five, whatever else it and the model's server write beside them."""
+    """A key with five requests per day gets five, whatever other values it and the upstream write."""
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", budgets=(Quota("day", requests=5),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     usage = {"prompt_tokens": 10**300, "completion_tokens": 2**63, "total_tokens": -1}

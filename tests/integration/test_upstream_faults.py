@@ -1,7 +1,7 @@
-"""Faults survived: what goes wrong behind us, one row each, driven by the emulator.
+"""qproxy survives upstream faults, one row each, driven by the emulator.
 
-Each row asks for a whole answer and for a stream, and then checks the same four things: the right error, in
-bounded time, with nothing left over (sockets, tasks, leases, files), and that the next request works.
+Each row requests a whole response and a stream, then checks the same four things: the right error, in bounded
+time, with nothing left (sockets, tasks, leases, files), and that the next request works.
 """
 
 import json
@@ -33,71 +33,71 @@ ERROR_KEYS = {"message", "type", "param", "code"}
 
 
 async def in_place(work, *arguments, **options):
-    """What `trio.to_thread.run_sync` does, without a thread."""
+    """Run like `trio.to_thread.run_sync`, without a thread."""
     await trio.lowlevel.checkpoint()
     return work(*arguments)
 
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch):
-    """Long work is done in place: Trio's test clock would jump while a thread works."""
+    """Run thread work in place: Trio's test clock would jump while a thread works."""
     monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
 
 
 @dataclass(frozen=True)
-class Means:
-    """What a client is told of a fault."""
+class Expected:
+    """The response that a client gets for a fault."""
 
     status: int
     code: str | None
-    begun: bool = False
-    """A stream has begun by then: the error is its last frame."""
+    has_started: bool = False
+    """A stream has started by then: the error is its last frame."""
     within: float = 5.0
     """Seconds of Trio's clock."""
     stream: int | None = None
-    """The stream's status where it differs: what a client can still read piece by piece."""
+    """The stream's status if it differs: a client can still read the response chunk by chunk."""
 
 
-FINE = Means(200, None)
-NO_HTTP = Means(502, "upstream_invalid_response")
-BROKE_OFF = Means(502, "upstream_error", begun=True)
-MEANS = {
-    "fault-401": Means(502, "upstream_credentials_exhausted"),
-    "fault-429": Means(429, "rate_limit_exceeded"),
-    "fault-quota": Means(429, "insufficient_quota"),
-    "fault-500": Means(502, "upstream_error"),
-    "fault-503": Means(503, "overloaded"),
+FINE = Expected(200, None)
+NO_HTTP = Expected(502, "upstream_invalid_response")
+TRUNCATED = Expected(502, "upstream_error", has_started=True)
+EXPECTED = {
+    "fault-401": Expected(502, "upstream_credentials_exhausted"),
+    "fault-429": Expected(429, "rate_limit_exceeded"),
+    "fault-quota": Expected(429, "insufficient_quota"),
+    "fault-500": Expected(502, "upstream_error"),
+    "fault-503": Expected(503, "overloaded"),
     "fault-html": NO_HTTP,
-    "fault-filter": Means(400, "content_filter"),
-    "fault-empty": Means(502, "upstream_error"),
-    "fault-cut": BROKE_OFF,
-    "fault-end": BROKE_OFF,
-    "fault-hang": Means(504, "upstream_timeout", begun=True, within=125),
-    "fault-silent": Means(504, "upstream_timeout", within=125),
-    "fault-garbage": Means(502, "upstream_invalid_response", begun=True),
-    "fault-error-first": Means(429, "rate_limit_exceeded"),
-    "fault-error-late": BROKE_OFF,
-    "fault-error-finish": Means(429, "rate_limit_exceeded", begun=True),
-    "fault-reset": BROKE_OFF,
-    "fault-reset-first": Means(502, "upstream_error"),
-    "fault-drop": Means(502, "upstream_error"),
-    "fault-drip": Means(504, "request_timeout", begun=True, within=3601),
-    "fault-drip-head": Means(504, "upstream_timeout", within=301),
-    "fault-not-http": Means(502, "upstream_error"),
+    "fault-filter": Expected(400, "content_filter"),
+    "fault-empty": Expected(502, "upstream_error"),
+    "fault-cut": TRUNCATED,
+    "fault-end": TRUNCATED,
+    "fault-hang": Expected(504, "upstream_timeout", has_started=True, within=125),
+    "fault-silent": Expected(504, "upstream_timeout", within=125),
+    "fault-garbage": Expected(502, "upstream_invalid_response", has_started=True),
+    "fault-error-first": Expected(429, "rate_limit_exceeded"),
+    "fault-error-late": TRUNCATED,
+    "fault-error-finish": Expected(429, "rate_limit_exceeded", has_started=True),
+    "fault-reset": TRUNCATED,
+    "fault-reset-first": Expected(502, "upstream_error"),
+    "fault-drop": Expected(502, "upstream_error"),
+    "fault-drip": Expected(504, "request_timeout", has_started=True, within=3601),
+    "fault-drip-head": Expected(504, "upstream_timeout", within=301),
+    "fault-not-http": Expected(502, "upstream_error"),
     "fault-interim": FINE,
     "fault-interim-flood": NO_HTTP,
     "fault-header-flood": NO_HTTP,
     "fault-endless-head": NO_HTTP,
-    "fault-truncated": BROKE_OFF,
-    "fault-surplus": BROKE_OFF,
+    "fault-truncated": TRUNCATED,
+    "fault-surplus": TRUNCATED,
     "fault-length": NO_HTTP,
-    "fault-chunking": Means(502, "upstream_invalid_response", begun=True),
+    "fault-chunking": Expected(502, "upstream_invalid_response", has_started=True),
     "fault-gzip": NO_HTTP,
     "fault-type": FINE,
-    "fault-page-error": Means(502, "upstream_error"),
+    "fault-page-error": Expected(502, "upstream_error"),
     "fault-json-cut": NO_HTTP,
     "fault-json-odd": NO_HTTP,
-    "fault-flood": Means(502, "upstream_invalid_response", stream=200),
+    "fault-flood": Expected(502, "upstream_invalid_response", stream=200),
     "fault-flood-whole": NO_HTTP,
     "fault-flood-event": NO_HTTP,
     "quirk-index": FINE,
@@ -105,8 +105,8 @@ MEANS = {
 
 
 @dataclass
-class Told:
-    """What a client got: the status, the last of its body, and how much there was."""
+class ClientResponse:
+    """The response that a client received: the status, the end of its body, and its size."""
 
     status: int
     tail: str
@@ -114,7 +114,7 @@ class Told:
 
     @property
     def error(self):
-        """The error object, from the body or from a stream's last frame; None when the answer is whole."""
+        """Return the error object, from the body or from a stream's last frame; None for a whole response."""
         last = (
             frames(self.tail)[-1]
             if self.tail.startswith("data: ") or "\n\ndata: " in self.tail
@@ -127,35 +127,35 @@ class Told:
         return body.get("error")
 
 
-async def told(it, body):
-    """Ask, and keep only the end of the answer: a flood must not be kept by the test either."""
+async def send_chat(it, body):
+    """Send a request and keep only the end of the response, so that the test does not store a flood."""
     raw = json.dumps(body).encode()
     head = [(b"content-type", b"application/json")]
     async with it.client.request("POST", "/v1/chat/completions", headers=head, body=raw) as response:
         tail, size = b"", 0
         while piece := await response.receive():
             tail, size = (tail + piece)[-200_000:], size + len(piece)
-    return Told(response.status, tail.decode("utf-8", "ignore"), size)
+    return ClientResponse(response.status, tail.decode("utf-8", "ignore"), size)
 
 
-async def survives(it, means, body, caplog):
-    """Ask under a fault, and look at everything that must hold afterwards."""
+async def expect_fault(it, expected, body, caplog):
+    """Send a request under a fault and check every condition that must hold afterwards."""
     before = await leftovers(it)
-    began = trio.current_time()
-    answer = await told(it, body)
-    assert trio.current_time() - began <= means.within
-    begun = means.begun and body["stream"]
-    status = means.stream if body["stream"] and means.stream else means.status
-    assert answer.status == (200 if begun else status), answer.tail[-500:]
+    started_at = trio.current_time()
+    answer = await send_chat(it, body)
+    assert trio.current_time() - started_at <= expected.within
+    has_started = expected.has_started and body["stream"]
+    status = expected.stream if body["stream"] and expected.stream else expected.status
+    assert answer.status == (200 if has_started else status), answer.tail[-500:]
     if status != 200:
         assert set(answer.error) == ERROR_KEYS
-        assert answer.error["code"] == means.code
+        assert answer.error["code"] == expected.code
         assert answer.error["message"]
     else:
         assert answer.error is None
     assert it.sound()
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
-    assert (await told(it, {**HELLO, "stream": body["stream"]})).status == 200
+    assert (await send_chat(it, {**HELLO, "stream": body["stream"]})).status == 200
     assert await leftovers(it) == before
     return answer
 
@@ -163,32 +163,32 @@ async def survives(it, means, body, caplog):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", FAULTS)
 async def test_every_fault_of_the_emulator(name, stream, caplog, autojump_clock):
-    """Every fault that the emulator knows is survived."""
+    """qproxy survives every fault of the emulator."""
     plan = "coding" if name == "fault-quota" else "payg"
     async with world(accounts=accounts("one", plan=plan)) as it:
-        await told(it, HELLO)
-        answer = await survives(it, MEANS[name], {**HELLO, "model": name, "stream": stream}, caplog)
+        await send_chat(it, HELLO)
+        answer = await expect_fault(it, EXPECTED[name], {**HELLO, "model": name, "stream": stream}, caplog)
         if name == "fault-flood" and stream:
             assert answer.size > 100_000_000
 
 
 def test_every_fault_has_its_row():
-    """A fault that the emulator learns must say here what a client is told of it."""
-    assert MEANS.keys() == FAULTS.keys()
+    """Every fault of the emulator has an expected response here."""
+    assert EXPECTED.keys() == FAULTS.keys()
 
 
-# The way to the server
+# The connection to the server
 
 
 async def refused(host, port):
     raise ConnectionRefusedError(111, "Connection refused")
 
 
-async def no_such_name(host, port):
+async def unknown_name(host, port):
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-async def no_possible_name(host, port):
+async def impossible_name(host, port):
     raise UnicodeError("label empty or too long")
 
 
@@ -201,38 +201,38 @@ async def black_hole(host, port):
     await trio.sleep_forever()
 
 
-WAYS = {
-    "refused": (refused, Means(502, "upstream_error")),
-    "no such name": (no_such_name, Means(502, "upstream_error")),
-    "no possible name": (no_possible_name, Means(502, "upstream_error")),
-    "every address fails": (every_address_fails, Means(502, "upstream_error")),
-    "black hole": (black_hole, Means(504, "upstream_timeout", within=31)),
+CONNECT_FAULTS = {
+    "refused": (refused, Expected(502, "upstream_error")),
+    "no such name": (unknown_name, Expected(502, "upstream_error")),
+    "no possible name": (impossible_name, Expected(502, "upstream_error")),
+    "every address fails": (every_address_fails, Expected(502, "upstream_error")),
+    "black hole": (black_hole, Expected(504, "upstream_timeout", within=31)),
 }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(("way", "means"), WAYS.values(), ids=WAYS)
-async def test_no_way_to_the_server(way, means, stream, caplog, autojump_clock):
-    """A server that cannot be reached is a 502 or a 504, as soon as that is known."""
+@pytest.mark.parametrize(("fault", "expected"), CONNECT_FAULTS.values(), ids=CONNECT_FAULTS)
+async def test_an_unreachable_server(fault, expected, stream, caplog, autojump_clock):
+    """An unreachable server is a 502 or a 504, as soon as that is known."""
     broken = False
 
     async def connect(it, host, port):
-        return await (way(host, port) if broken else it(host, port))
+        return await (fault(host, port) if broken else it(host, port))
 
     async with world(through=connect) as it:
-        await told(it, HELLO)
-        await it.server.state.relay.transport.aclose()  # or the idle connection would serve
+        await send_chat(it, HELLO)
+        await it.server.state.relay.transport.aclose()  # otherwise the idle connection would serve
         broken = True
         before = await leftovers(it)
-        began = trio.current_time()
-        answer = await told(it, {**HELLO, "stream": stream})
-        assert (answer.status, answer.error["code"]) == (means.status, means.code)
+        started_at = trio.current_time()
+        answer = await send_chat(it, {**HELLO, "stream": stream})
+        assert (answer.status, answer.error["code"]) == (expected.status, expected.code)
         assert "one.test" in answer.error["message"]
-        assert trio.current_time() - began <= means.within
+        assert trio.current_time() - started_at <= expected.within
         assert await leftovers(it) == before
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
         broken = False
-        assert (await told(it, HELLO)).status == 200
+        assert (await send_chat(it, HELLO)).status == 200
 
 
 async def slow_to_connect(connect, host, port):
@@ -240,28 +240,28 @@ async def slow_to_connect(connect, host, port):
     return await connect(host, port)
 
 
-async def test_a_slow_way_to_the_server(autojump_clock):
-    """A connection that takes almost connect_timeout serves all the same."""
+async def test_a_slow_connection_to_the_server(autojump_clock):
+    """A connection that takes almost connect_timeout still serves."""
     async with world(through=slow_to_connect) as it:
-        assert (await told(it, HELLO)).status == 200
+        assert (await send_chat(it, HELLO)).status == 200
         assert 9 <= trio.current_time() <= 10
 
 
 # TLS
 
 
-def certificates(name, **issued):
-    """An authority's certificate for a server of this name: its context, and the authority."""
+def certificates(name, **options):
+    """Return the TLS context of a server of this name, and its certificate authority."""
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(name, **issued).configure_cert(context)
+    authority.issue_cert(name, **options).configure_cert(context)
     return context, authority
 
 
 async def over_tls(context, connect, host, port):
-    """A connection whose other end speaks TLS with the emulator behind it."""
-    ours, theirs = trio.testing.memory_stream_pair()
-    behind = await connect(host, port)
+    """Return a connection whose other end is the emulator behind TLS."""
+    client_end, server_end = trio.testing.memory_stream_pair()
+    upstream = await connect(host, port)
 
     async def copy(source, sink):
         try:
@@ -271,21 +271,21 @@ async def over_tls(context, connect, host, port):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await trio.aclose_forcefully(sink)
 
-    tls = trio.SSLStream(theirs, context, server_side=True, https_compatible=True)
-    trio.lowlevel.spawn_system_task(copy, tls, behind)
-    trio.lowlevel.spawn_system_task(copy, behind, tls)
-    return ours
+    tls = trio.SSLStream(server_end, context, server_side=True, https_compatible=True)
+    trio.lowlevel.spawn_system_task(copy, tls, upstream)
+    trio.lowlevel.spawn_system_task(copy, upstream, tls)
+    return client_end
 
 
 async def no_tls(connect, host, port):
     return await connect(host, port)
 
 
-async def tls_that_says(data, connect, host, port):
-    ours, theirs = trio.testing.memory_stream_pair()
-    await theirs.send_all(data)
-    trio.lowlevel.spawn_system_task(_hold, theirs)
-    return ours
+async def tls_that_sends(data, connect, host, port):
+    client_end, server_end = trio.testing.memory_stream_pair()
+    await server_end.send_all(data)
+    trio.lowlevel.spawn_system_task(_hold, server_end)
+    return client_end
 
 
 async def _hold(stream):
@@ -295,20 +295,20 @@ async def _hold(stream):
 
 TLS = {
     "plain HTTP": (no_tls, 502),
-    "garbage": (lambda *way: tls_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n", *way), 502),
-    "an alert": (lambda *way: tls_that_says(b"\x15\x03\x03\x00\x02\x02\x28", *way), 502),
-    "silence": (lambda *way: tls_that_says(b"\x16", *way), 504),
+    "garbage": (lambda *fault: tls_that_sends(b"HTTP/1.1 400 Bad Request\r\n\r\n", *fault), 502),
+    "an alert": (lambda *fault: tls_that_sends(b"\x15\x03\x03\x00\x02\x02\x28", *fault), 502),
+    "silence": (lambda *fault: tls_that_sends(b"\x16", *fault), 504),
 }
 
 
 @pytest.mark.parametrize(("through", "status"), TLS.values(), ids=TLS)
 async def test_tls_that_fails(through, status, caplog, autojump_clock):
-    """A handshake that fails or never ends is a 502 or 504 that says so."""
+    """A handshake that fails or never ends is a 502 or 504 that names the host."""
     account = accounts("one")[0]
     async with world(
         accounts=(type(account)("one", base_url="https://one.test/v1", key="k"),), through=through
     ) as it:
-        answer = await told(it, HELLO)
+        answer = await send_chat(it, HELLO)
         assert answer.status == status
         assert "one.test" in answer.error["message"]
         assert trio.current_time() <= 32
@@ -317,7 +317,7 @@ async def test_tls_that_fails(through, status, caplog, autojump_clock):
 
 
 @pytest.mark.parametrize(
-    ("name", "trusted", "says"),
+    ("name", "trusted", "message"),
     [
         ("one.test", False, "certificate verify failed"),
         ("other.test", True, "certificate verify failed"),
@@ -325,21 +325,21 @@ async def test_tls_that_fails(through, status, caplog, autojump_clock):
     ],
     ids=["unknown authority", "another name", "as it should be"],
 )
-async def test_certificates(name, trusted, says, tmp_path, autojump_clock):
-    """A certificate that proves nothing is refused with its reason, and one that does is not."""
+async def test_certificates(name, trusted, message, tmp_path, autojump_clock):
+    """An invalid certificate is rejected with its reason, and a valid one is not."""
     context, authority = certificates(name)
     bundle = tmp_path / "ca.pem"
     (authority if trusted else trustme.CA()).cert_pem.write_to_path(str(bundle))
     account = accounts("one")[0]
     async with world(
         accounts=(type(account)("one", base_url="https://one.test/v1", key="k"),),
-        through=lambda *way: over_tls(context, *way),
+        through=lambda *fault: over_tls(context, *fault),
         ca_bundle=str(bundle),
     ) as it:
-        answer = await told(it, HELLO)
-        assert answer.status == (502 if says else 200)
-        if says:
-            assert says in answer.error["message"]
+        answer = await send_chat(it, HELLO)
+        assert answer.status == (502 if message else 200)
+        if message:
+            assert message in answer.error["message"]
         assert it.sound()
 
 
@@ -362,11 +362,11 @@ PROXY_REFUSES = {
 
 @pytest.mark.parametrize(("reply", "status"), PROXY_REFUSES.values(), ids=PROXY_REFUSES)
 async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
-    """A proxy that refuses a tunnel, fails or lies is a 502 or 504 that names it."""
+    """A proxy that rejects a tunnel, fails or sends invalid data is a 502 or 504 that names it."""
     secure = replace(accounts("one")[0], base_url="https://one.test/v1")
     async with world(proxy="http://proxy.test:3128", accounts=(secure,)) as it:
         it.emulator.script(*[reply] * 3)
-        answer = await told(it, HELLO)
+        answer = await send_chat(it, HELLO)
         assert answer.status == status
         assert "one.test" in answer.error["message"] or "proxy.test" in answer.error["message"]
         assert trio.current_time() <= 35
@@ -385,12 +385,12 @@ PROXY_FORWARDS = {
 
 @pytest.mark.parametrize(("reply", "status"), PROXY_FORWARDS.values(), ids=PROXY_FORWARDS)
 async def test_a_proxy_that_forwards(reply, status, caplog, autojump_clock):
-    """A server over plain http is asked by way of the proxy; a proxy that fails to is an error."""
+    """A request to a plain http upstream goes via the proxy; a proxy that fails is an error."""
     async with world(
         proxy="http://proxy.test:3128", upstream_first_byte_timeout=10.0, upstream_read_timeout=10.0
     ) as it:
         it.emulator.script(*[reply] * 3 if reply else ())
-        answer = await told(it, HELLO)
+        answer = await send_chat(it, HELLO)
         assert answer.status == status
         assert it.sound()
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
@@ -401,7 +401,7 @@ async def test_a_proxy_that_forwards(reply, status, caplog, autojump_clock):
 
 @pytest.mark.parametrize("name", ["fault-reset", "fault-reset-first", "fault-cut", "refused"])
 async def test_over_real_sockets(name, caplog):
-    """Resets and refusals of a real TCP connection, with the process's open files counted."""
+    """Resets and refusals of a real TCP connection leave the count of open files unchanged."""
     emulator = Emulator()
 
     async def connect(in_memory, host, port):
@@ -411,55 +411,55 @@ async def test_over_real_sockets(name, caplog):
         await nursery.start(emulator.serve)
         names = ("one", "refusing") if name == "refused" else ("one",)
         async with world(emulator=emulator, accounts=accounts(*names), through=connect) as it:
-            await told(it, HELLO)
+            await send_chat(it, HELLO)
             before = await leftovers(it)
             for stream in (True,) if name == "fault-reset-first" else (False, True):
                 model = MODEL if name == "refused" else name
-                answer = await told(it, {**HELLO, "model": model, "stream": stream})
+                answer = await send_chat(it, {**HELLO, "model": model, "stream": stream})
                 if name == "refused":
                     assert answer.status == 200
                 else:
                     assert answer.status == (200 if stream and name != "fault-reset-first" else 502)
                     assert answer.error["code"] == "upstream_error"
-                assert (await told(it, HELLO)).status == 200
+                assert (await send_chat(it, HELLO)).status == 200
             assert await leftovers(it) == before
             assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
         nursery.cancel_scope.cancel()
 
 
-async def test_an_answer_before_the_request_is_read(caplog, autojump_clock):
-    """A server that answers (413) without reading the body is heard, although the body cannot be sent."""
+async def test_a_response_before_the_request_is_read(caplog, autojump_clock):
+    """A 413 that the upstream sends without reading the body reaches the client, although the body cannot be
+    sent."""
     refusal = json_reply({"error": {"message": "too large", "code": "too_large"}}, 413)
     async with world() as it:
         it.emulator.script(ScriptedReply(refusal.steps, 413, "application/json", early=True))
-        answer = await told(it, {**HELLO, "messages": [{"role": "user", "content": "x" * 1_000_000}]})
+        answer = await send_chat(it, {**HELLO, "messages": [{"role": "user", "content": "x" * 1_000_000}]})
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         assert it.sound()
-        assert (await told(it, HELLO)).status == 200
+        assert (await send_chat(it, HELLO)).status == 200
 
 
 # Cut anywhere
 
-STORIES = {"dashscope/payload-on-the-finish": True, "vllm/reasoning-field": False}
+RECORDINGS = {"dashscope/payload-on-the-finish": True, "vllm/reasoning-field": False}
 
 
-@pytest.mark.parametrize(("story", "stream"), STORIES.items(), ids=STORIES)
-async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
-    """Wherever an answer breaks off, the client has all of it or is told that it has not, and nothing is
-    left."""
-    raw = (Path(__file__).parents[1] / "recorded" / f"{story}.sse").read_bytes()
+@pytest.mark.parametrize(("recording", "stream"), RECORDINGS.items(), ids=RECORDINGS)
+async def test_cut_at_every_byte(recording, stream, caplog, autojump_clock):
+    """A response truncated at any byte is complete for the client or an error, and nothing is left."""
+    raw = (Path(__file__).parents[1] / "recorded" / f"{recording}.sse").read_bytes()
     raw = raw[raw.index(b"\n\n") + 2 :] if raw.startswith(b":") else raw
     async with world() as it:
-        await told(it, HELLO)
+        await send_chat(it, HELLO)
         before = await leftovers(it)
         account = it.server.state.relay.accounts.accounts[0]
         finish = max(raw.index(reason) for reason in (b'"stop"', b'"tool_calls"') if reason in raw)
         whole = 0
         for cut in range(len(raw)):
             it.emulator.script(*[ScriptedReply((raw[:cut], CloseConnection()))] * 3)
-            answer = await told(it, {**HELLO, "stream": stream})
+            answer = await send_chat(it, {**HELLO, "stream": stream})
             it.emulator.clear()
-            account.record_success()  # this is not about its circuit
+            account.record_success()  # the circuit is not tested here
             if answer.status == 200 and answer.error is None:
                 whole += 1
                 assert cut > finish
@@ -470,5 +470,5 @@ async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
                 assert answer.status in (200, 502)
         assert whole > 0
         assert await leftovers(it) == before
-        assert (await told(it, HELLO)).status == 200
+        assert (await send_chat(it, HELLO)).status == 200
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

@@ -36,13 +36,13 @@ ACCESS = {
 
 @pytest.mark.parametrize(("host", "has_keys", "text"), ACCESS.values(), ids=ACCESS.keys())
 def test_access(host, has_keys, text):
-    """Who may send requests follows from the address and the keys."""
+    """The address and the keys determine the access line."""
     config = dataclasses.replace(CONFIG, host=host)
     assert f"  access     {text}\n" in banner(config, URL, None, {}, has_keys=has_keys)
 
 
 def test_fits_80_columns():
-    """Without a long URL or path, no line is longer; of many accounts the first are listed."""
+    """Without a long URL or path, no line is longer than 80; only the first accounts are listed."""
     many = tuple(AccountConfig(f"account-{n}", preset="token-plan-sg", key="sk-x") for n in range(20))
     lines = banner(Config(accounts=many), URL, None, {}, has_keys=False).splitlines()
     assert lines[-2].strip() == f"and {20 - MAX_ACCOUNTS} more (qproxy accounts)"

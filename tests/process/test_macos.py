@@ -1,4 +1,4 @@
-"""What differs on macOS: no sandbox, and a limit of open files that the kernel does not raise."""
+"""macOS has no sandbox, and a limit of open files that the kernel does not raise."""
 
 import logging
 import resource

@@ -21,7 +21,7 @@ from qproxy.process.reload import Reloader
 from qproxy.system import pidfile
 from qproxy.system.pidfile import PidFile
 from tests.helpers import HELLO, H1Client, H2Client, frames
-from tests.integration.test_commands import connected, ended, process, serving
+from tests.integration.test_commands import connected, process, serving, wait_for_exit
 
 JSON_HEADER = ("content-type", "application/json")
 PATH = "/v1/chat/completions"
@@ -99,7 +99,7 @@ async def test_a_second_signal_quits():
                 await trio.sleep(0.02)
             assert child.returncode is None
             child.send_signal(signal.SIGTERM)
-            assert await ended(child) == 128 + signal.SIGTERM
+            assert await wait_for_exit(child) == 128 + signal.SIGTERM
             await client.aclose()
         nursery.cancel_scope.cancel()
 
@@ -122,8 +122,8 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
 
     async def reload():
         code = await trio.to_thread.run_sync(cli.main, ["reload", "--port", str(port)])
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        output = capsys.readouterr()
+        return code, output.out + output.err
 
     def write(extra):
         path.write_text(SETTINGS.format(extra=extra, url=emulator.base_url))
@@ -139,18 +139,18 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
             await client.send("POST", PATH, body(True), [JSON_HEADER])
             assert (await client.event()).status_code == 200
             write('api_keys = ["secret"]\nport = 1')
-            code, said = await reload()
+            code, output = await reload()
             assert code == 0
-            assert "changed: api_keys" in said
+            assert "changed: api_keys" in output
             other = await connected(port)
             await other.send("POST", PATH, body(False), [JSON_HEADER])
             assert (await other.response())[0] == 401
             await other.aclose()
             for bad in ("api_kees = []", "idle_timeout = 'x'", "[", 'host = "0.0.0.0"\nkeys_file = "/"'):
                 write(bad)
-                code, said = await reload()
-                assert code == 1, said
-                assert "qproxy.toml" in said or "keys_file" in said or "/" in said
+                code, output = await reload()
+                assert code == 1, output
+                assert "qproxy.toml" in output or "keys_file" in output or "/" in output
             other = await connected(port)
             await other.send("POST", PATH, body(False), [JSON_HEADER])
             assert (await other.response())[0] == 401
@@ -161,10 +161,10 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
             assert text.endswith(b"data: [DONE]\n\n")
             await client.aclose()
             child.send_signal(signal.SIGTERM)
-            assert await ended(child) == 0
+            assert await wait_for_exit(child) == 0
         nursery.cancel_scope.cancel()
-    code, said = await reload()
-    assert (code, "No qproxy server is running" in said) == (1, True)
+    code, output = await reload()
+    assert (code, "No qproxy server is running" in output) == (1, True)
 
 
 async def test_an_address_in_use(capsys, monkeypatch, tmp_path):
@@ -174,7 +174,7 @@ async def test_an_address_in_use(capsys, monkeypatch, tmp_path):
     port = listener.socket.getsockname()[1]
     command = ("qproxy", "serve", "--port", str(port), "--upstream", "http://127.0.0.1:1/v1")
     async with process(*command) as child:
-        assert await ended(child) == 1
+        assert await wait_for_exit(child) == 1
     await listener.aclose()
 
 

@@ -200,6 +200,6 @@ def test_restores_signal_handlers():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     supervised("sys.exit(2)")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
+    first, second = socket.socketpair()
+    with first, second:
         assert signal.set_wakeup_fd(-1) == -1

@@ -23,9 +23,9 @@ from tests.integration.test_commands import (
     PATIENCE,
     ask,
     connected,
-    counted,
-    ended,
+    count_requests,
     serving,
+    wait_for_exit,
 )
 from tests.process.test_reload import listens
 
@@ -42,7 +42,7 @@ base_url = "{url}"
 
 def children(pid):
     """Return the process IDs of a supervisor's workers."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def owner(client, pids):
@@ -53,27 +53,27 @@ def owner(client, pids):
         if words[2].endswith(f":{port:04X}"):
             wanted = f"socket:[{words[9]}]"
     for pid in pids:
-        with suppress(FileNotFoundError):  # a descriptor that has been closed meanwhile
+        with suppress(FileNotFoundError):  # a descriptor that was closed meanwhile
             if any(os.readlink(fd) == wanted for fd in Path(f"/proc/{pid}/fd").iterdir()):
                 return pid
     return None
 
 
 @asynccontextmanager
-async def notified(path):
+async def notifications(path):
     """Yield a function that waits for the next notification to systemd."""
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as listening:
         await listening.bind(str(path))
 
-        async def word():
+        async def next_message():
             with trio.fail_after(PATIENCE):
                 return await listening.recv(100)
 
-        yield word
+        yield next_message
 
 
-async def rest(client):
-    """Read the rest of a stream."""
+async def read_rest(client):
+    """Return the rest of a stream."""
     body = b""
     with trio.fail_after(PATIENCE):
         while data := getattr(await client.event(), "data", b""):
@@ -82,7 +82,7 @@ async def rest(client):
     return body
 
 
-async def streaming(port):
+async def start_stream(port):
     client = await connected(port)
     await client.send(
         "POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": True}).encode(), [JSON_HEADER]
@@ -91,7 +91,7 @@ async def streaming(port):
     return client
 
 
-def complete(home, pid, without=()):
+def ready_workers(home, pid, without=()):
     """Return the two workers of a supervisor if both are ready and neither is in `without`, otherwise []."""
     now = children(pid)
     sockets = {path.name for path in Path(home, "workers", str(pid)).glob("*")}
@@ -107,13 +107,13 @@ async def until(condition, *arguments):
     return found
 
 
-def gone(pids):
+def have_exited(pids):
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 async def test_crash_reload_and_shutdown_of_two_workers(tmp_path, monkeypatch, capsys):
     """A killed worker is replaced while the other's stream continues; metrics cover all workers; a reload
-    reaches all, an invalid one none; SIGTERM lets streams finish, with exit code 0."""
+    reaches all, an invalid one none; SIGTERM drains streams and exits with code 0."""
     emulator = Emulator()
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
@@ -123,36 +123,36 @@ async def test_crash_reload_and_shutdown_of_two_workers(tmp_path, monkeypatch, c
         code = await trio.to_thread.run_sync(cli.main, ["reload", "--port", str(port)])
         return code, capsys.readouterr()
 
-    async with trio.open_nursery() as nursery, notified(tmp_path / "notify") as word:
+    async with trio.open_nursery() as nursery, notifications(tmp_path / "notify") as next_message:
         await nursery.start(emulator.serve)
         path.write_text(SETTINGS.format(extra="workers = 2", url=emulator.base_url))
         environ = {"QPROXY_HOME": str(tmp_path), "NOTIFY_SOCKET": str(tmp_path / "notify")}
         async with serving("--config", str(path), **environ) as (child, port):
-            assert await word() == b"READY=1"
-            before = await until(complete, tmp_path, child.pid)
+            assert await next_message() == b"READY=1"
+            before = await until(ready_workers, tmp_path, child.pid)
             emulator.script(SLOW)
-            client = await streaming(port)
+            client = await start_stream(port)
             (victim,) = set(before) - {owner(client, before)}
             os.kill(victim, signal.SIGKILL)
             assert (await ask(port))[0] == 200
-            assert (await rest(client)).endswith(b"data: [DONE]\n\n")
-            after = await until(complete, tmp_path, child.pid, [victim])
+            assert (await read_rest(client)).endswith(b"data: [DONE]\n\n")
+            after = await until(ready_workers, tmp_path, child.pid, [victim])
             assert len(set(after) & set(before)) == 1
-            assert [await counted(port) for _ in range(4)] == [2] * 4
-            code, said = await reload(port, 'workers = 2\ndefault_model = "m"')
-            assert (code, "changed: default_model" in said.out) == (0, True)
-            code, said = await reload(port, "[")
-            assert (code, "qproxy.toml" in said.err) == (1, True)
+            assert [await count_requests(port) for _ in range(4)] == [2] * 4
+            code, output = await reload(port, 'workers = 2\ndefault_model = "m"')
+            assert (code, "changed: default_model" in output.out) == (0, True)
+            code, output = await reload(port, "[")
+            assert (code, "qproxy.toml" in output.err) == (1, True)
             os.kill(after[0], signal.SIGKILL)
             assert (
-                len(await until(complete, tmp_path, child.pid, [after[0]])) == 2
+                len(await until(ready_workers, tmp_path, child.pid, [after[0]])) == 2
             )  # the file is still invalid
             emulator.script(SLOW)
-            client = await streaming(port)
+            client = await start_stream(port)
             child.send_signal(signal.SIGTERM)
-            assert await word() == b"STOPPING=1"
-            assert (await rest(client)).endswith(b"data: [DONE]\n\n")
-            assert await ended(child) == 0
+            assert await next_message() == b"STOPPING=1"
+            assert (await read_rest(client)).endswith(b"data: [DONE]\n\n")
+            assert await wait_for_exit(child) == 0
         nursery.cancel_scope.cancel()
     assert not list((tmp_path / "workers").iterdir())
 
@@ -165,14 +165,14 @@ async def test_a_second_signal_quits(tmp_path):
         await nursery.start(emulator.serve)
         options = ("--workers", "2", "--upstream", emulator.base_url)
         async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
-            client = await streaming(port)
+            client = await start_stream(port)
             pids = children(child.pid)
             child.send_signal(signal.SIGTERM)
             while await listens(port):  # noqa: ASYNC110 - another process
                 await trio.sleep(0.02)
             child.send_signal(signal.SIGTERM)
-            assert await ended(child) == 128 + signal.SIGTERM
-            await until(gone, pids)
+            assert await wait_for_exit(child) == 128 + signal.SIGTERM
+            await until(have_exited, pids)
             await client.aclose()
         nursery.cancel_scope.cancel()
 
@@ -192,8 +192,7 @@ async def connected_to(port, pid, pids):
 
 
 async def test_shared_rate_limits_and_no_orphans(tmp_path):
-    """A key's requests per minute are shared by all workers, and workers exit when their supervisor was
-    killed."""
+    """All workers share a key's requests per minute, and workers exit when their supervisor is killed."""
     emulator = Emulator()
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
@@ -201,7 +200,7 @@ async def test_shared_rate_limits_and_no_orphans(tmp_path):
         await nursery.start(emulator.serve)
         options = ("--workers", "2", "--upstream", emulator.base_url)
         async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
-            pids = await until(complete, tmp_path, child.pid)
+            pids = await until(ready_workers, tmp_path, child.pid)
             clients = [await connected_to(port, pid, pids) for pid in pids]
             statuses = []
             for _ in range(4):
@@ -211,8 +210,8 @@ async def test_shared_rate_limits_and_no_orphans(tmp_path):
                     client.http.start_next_cycle()
             assert statuses == [200] * 5 + [429] * 3
             child.kill()
-            await ended(child)
-            await until(gone, pids)
+            await wait_for_exit(child)
+            await until(have_exited, pids)
             for client in clients:
                 await client.aclose()
         nursery.cancel_scope.cancel()

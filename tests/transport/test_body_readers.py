@@ -1,4 +1,4 @@
-"""Bodies out of a connection's bytes: chunked coding by hand agrees with h11, at any split."""
+"""Body readers agree with h11 on a connection's bytes, at any split."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n"
 
 
 def read(body, pieces):
-    """(what was drained, whether it is over, what was wrong)."""
+    """Return (body, whether it finished, error type)."""
     drained = body.take_buffered()
     for piece in pieces:
         body.feed(piece)
@@ -32,8 +32,8 @@ def read(body, pieces):
     return drained, body.finished, None
 
 
-def answered(fields):
-    """h11 after a response's head, and the head."""
+def read_head(fields):
+    """Return h11 after a response's head, and the head."""
     http = h11.Connection(h11.CLIENT)
     http.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
     http.send(h11.EndOfMessage())
@@ -64,27 +64,27 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("data", "drained", "over", "error"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("data", "drained", "finished", "error"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("size", [1, 2, 10_000])
-def test_chunked(data, drained, over, error, size):
-    """Each case, whole and in small pieces: what was good comes out, and then what was wrong."""
+def test_chunked(data, drained, finished, error, size):
+    """Each case yields its valid bytes first and then its error, whole and in small pieces."""
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    assert read(ChunkedReader(), pieces) == (drained, over, error)
+    assert read(ChunkedReader(), pieces) == (drained, finished, error)
 
 
-def test_the_peers_end():
-    """A connection that ends in the middle of a chunked body cut it off; after its end it changes nothing."""
+def test_a_close_during_a_body():
+    """A close in the middle of a body truncates it; after its end it changes nothing."""
     assert read(ChunkedReader(), [b"5\r\nhel", b""]) == (b"hel", False, IncompleteBody)
-    assert read(H11Reader(answered(b"content-length: 5\r\n")[0]), [b"hel", b""]) == (
+    assert read(H11Reader(read_head(b"content-length: 5\r\n")[0]), [b"hel", b""]) == (
         b"hel",
         False,
         IncompleteBody,
     )
-    assert read(H11Reader(answered(b"")[0]), [b"all of it", b""]) == (b"all of it", True, None)
+    assert read(H11Reader(read_head(b"")[0]), [b"all of it", b""]) == (b"all of it", True, None)
 
 
-def test_what_comes_behind_a_body_spoils_the_connection():
-    """Bytes behind the end are noticed: the next answer would begin with them."""
+def test_bytes_after_a_body_make_the_connection_unusable():
+    """Bytes after the end are detected: the next response would start with them."""
     body = ChunkedReader(b"0\r\n\r\n")
     assert body.finished
     assert body.reusable
@@ -98,22 +98,23 @@ SIZED = {
 }
 
 
-@pytest.mark.parametrize(("length", "data", "drained", "over", "error"), SIZED.values(), ids=SIZED)
+@pytest.mark.parametrize(("length", "data", "drained", "finished", "error"), SIZED.values(), ids=SIZED)
 @pytest.mark.parametrize("size", [1, 2, 10_000])
-def test_sized(length, data, drained, over, error, size):
-    """A body with a length, whole and in small pieces, with its first bytes in the head's read and
-    without."""
+def test_sized(length, data, drained, finished, error, size):
+    """A body with a length is read whole and in small pieces, with and without its first bytes in the head's
+    read."""
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    assert read(ContentLengthReader(length), pieces) == (drained, over, error)
+    assert read(ContentLengthReader(length), pieces) == (drained, finished, error)
     assert read(ContentLengthReader(length, data[:1]), [data[1:]] if data[1:] else []) == (
         drained,
-        over,
+        finished,
         error,
     )
 
 
 def test_the_end_of_a_sized_body():
-    """The peer's end before it cut the body off; bytes behind it are not of it, and spoil the connection."""
+    """A close before the end truncates the body; bytes after it are left out and make the connection
+    unusable."""
     assert read(ContentLengthReader(5), [b"hel", b""]) == (b"hel", False, IncompleteBody)
     assert read(ContentLengthReader(5), [b"hello", b""]) == (b"hello", True, None)
     body = ContentLengthReader(2, b"hi!")
@@ -124,11 +125,11 @@ def test_the_end_of_a_sized_body():
     assert (late.take_buffered(), late.reusable) == (b"hi", False)
 
 
-def test_which_body_follows_a_head():
-    """Only what h11 calls chunked is read by hand."""
-    assert isinstance(body_reader_for(*answered(b"transfer-encoding: Chunked\r\n")), ChunkedReader)
-    assert isinstance(body_reader_for(*answered(b"content-length: 5\r\n")), H11Reader)
-    assert isinstance(body_reader_for(*answered(b"")), H11Reader)
+def test_the_reader_follows_from_the_head():
+    """Only a body that h11 treats as chunked gets the ChunkedReader."""
+    assert isinstance(body_reader_for(*read_head(b"transfer-encoding: Chunked\r\n")), ChunkedReader)
+    assert isinstance(body_reader_for(*read_head(b"content-length: 5\r\n")), H11Reader)
+    assert isinstance(body_reader_for(*read_head(b"")), H11Reader)
 
 
 @given(
@@ -137,18 +138,18 @@ def test_which_body_follows_a_head():
     st.binary(max_size=6),
     st.integers(0, 400),
 )
-def test_agrees_with_h11(parts, places, spoiled, where):
-    """Whatever comes, spoiled or not, cut anywhere: where neither finds a fault, h11 finds the same body."""
+def test_agrees_with_h11(parts, places, replacement, position):
+    """For any bytes, corrupted or not, cut anywhere: if neither reader raises, both return the same body."""
     sound = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts if part) + b"0\r\n\r\n"
-    place = where % len(sound)
-    for data in (sound, sound[:place] + spoiled + sound[place + len(spoiled) :]):
-        http, head = answered(b"transfer-encoding: chunked\r\n")
-        theirs, ours = (
+    place = position % len(sound)
+    for data in (sound, sound[:place] + replacement + sound[place + len(replacement) :]):
+        http, head = read_head(b"transfer-encoding: chunked\r\n")
+        from_h11, from_reader = (
             read(H11Reader(http), [data]),
-            read(body_reader_for(*answered(b"transfer-encoding: chunked\r\n")), cuts(data, places)),
+            read(body_reader_for(*read_head(b"transfer-encoding: chunked\r\n")), cuts(data, places)),
         )
         assert isinstance(head, h11.Response)
-        if h11.RemoteProtocolError not in (theirs[2], ours[2]):
-            assert ours == theirs
+        if h11.RemoteProtocolError not in (from_h11[2], from_reader[2]):
+            assert from_reader == from_h11
         if data is sound:
-            assert ours == (b"".join(parts), True, None)
+            assert from_reader == (b"".join(parts), True, None)

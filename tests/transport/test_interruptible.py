@@ -1,4 +1,4 @@
-"""Giving up a wait for bytes: whenever it happens, over TCP's like or TLS, nothing is lost."""
+"""A read that times out, at any moment, over TCP or TLS, loses no byte."""
 
 import ssl
 from functools import partial
@@ -38,8 +38,8 @@ def chunked():
 WIRE = chunked()
 
 
-async def served(stream, cuts, pauses, tls):
-    """Send the body cut into pieces with pauses, over TLS if asked to."""
+async def serve(stream, cuts, pauses, tls):
+    """Send the body cut into pieces with pauses, over TLS if `tls` is set."""
     if tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         CERT.configure_cert(context)
@@ -60,23 +60,23 @@ async def served(stream, cuts, pauses, tls):
 )
 @examples(60)
 def test_no_byte_is_lost(cuts, pauses, tls):
-    """A reader that gives up every second reads the same bytes as one that waits."""
+    """A reader that times out every second reads the same bytes as one that waits."""
     clock = trio.testing.MockClock(autojump_threshold=0)
-    body, gave_up = trio.run(partial(_read_impatiently, cuts, pauses, tls), clock=clock)
+    body, timeouts = trio.run(partial(_read_with_timeouts, cuts, pauses, tls), clock=clock)
     assert body == BODY
-    assert gave_up > 0 or pauses[0] <= 1
+    assert timeouts > 0 or pauses[0] <= 1
 
 
-async def _read_impatiently(cuts, pauses, tls):
+async def _read_with_timeouts(cuts, pauses, tls):
     context = ssl.create_default_context()
     AUTHORITY.configure_trust(context)
-    body, gave_up = b"", 0
+    body, timeouts = b"", 0
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(served, theirs, cuts, pauses, tls)
-            return ours
+            client_end, server_end = trio.testing.memory_stream_pair()
+            nursery.start_soon(serve, server_end, cuts, pauses, tls)
+            return client_end
 
         transport = UpstreamTransport(transport_limits(idle_timeout=20), connect=connect, ssl_context=context)
         url = "https://host.test/" if tls else "http://host.test/"
@@ -85,21 +85,21 @@ async def _read_impatiently(cuts, pauses, tls):
                 try:
                     data = await response.receive(trio.current_time() + 1.0)
                 except ReceiveTimeout:
-                    gave_up += 1
+                    timeouts += 1
                     continue
                 if not data:
                     break
                 body += data
-    return body, gave_up
+    return body, timeouts
 
 
 @pytest.mark.parametrize("begins", [HEAD, HEAD + b"5\r\nda"], ids=["silent", "in a chunk"])
-async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock):
-    """However often a reader gives up, silence ends at idle_timeout; a byte begins it anew."""
-    ours, theirs = trio.testing.memory_stream_pair()
+async def test_read_timeouts_do_not_extend_the_idle_timeout(begins, autojump_clock):
+    """Silence ends at idle_timeout despite shorter read timeouts; a byte restarts it."""
+    client_end, server_end = trio.testing.memory_stream_pair()
 
     async def connect(host, port):
-        return ours
+        return client_end
 
     async def reads_until_it_fails(response):
         while True:
@@ -109,28 +109,28 @@ async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock
                 continue
 
     transport = UpstreamTransport(transport_limits(idle_timeout=20), connect=connect)
-    await theirs.send_all(begins)
+    await server_end.send_all(begins)
     async with await transport.send(HTTPRequest("GET", "http://host.test/")) as response:
-        began = trio.current_time()
+        start = trio.current_time()
         with pytest.raises(UpstreamError, match="upstream_read_timeout"):
             await reads_until_it_fails(response)
-        assert trio.current_time() - began == 20
+        assert trio.current_time() - start == 20
 
 
 async def test_a_waiting_read_can_be_interrupted(autojump_clock):
-    """`interrupt` ends the wait at once, and means nothing to the next read."""
-    ours, theirs = trio.testing.memory_stream_pair()
-    patient = InterruptibleStream(ours)
-    patient.interrupt()
+    """`interrupt` ends a wait at once, and does not affect the next read."""
+    client_end, server_end = trio.testing.memory_stream_pair()
+    interruptible = InterruptibleStream(client_end)
+    interruptible.interrupt()
     async with trio.open_nursery() as nursery:
 
         async def read():
             with pytest.raises(ReceiveTimeout):
-                await patient.receive_some()
+                await interruptible.receive_some()
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        patient.interrupt()
-    await theirs.send_all(b"x")
-    assert await patient.receive_some() == b"x"
+        interruptible.interrupt()
+    await server_end.send_all(b"x")
+    assert await interruptible.receive_some() == b"x"
     assert trio.current_time() == 0

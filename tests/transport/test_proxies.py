@@ -1,4 +1,4 @@
-"""Proxies: which one is taken, HTTP's two ways of asking one, and SOCKS 5."""
+"""Proxies: selection, HTTP's two request forms, and SOCKS 5."""
 
 import ssl
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ POST = HTTPRequest("POST", "http://host.test/v1/chat?a=b", ((b"authorization", b
 
 
 async def answer(stream):
-    """A server that says the same to every request."""
+    """Send the same response to every request."""
     try:
         while await stream.receive_some(65536):
             await stream.send_all(OK)
@@ -36,13 +36,13 @@ async def answer(stream):
 
 
 def opener(nursery, handle, calls):
-    """Memory connections to `handle`."""
+    """Return a function that opens memory connections to `handle`."""
 
     async def connect(host, port):
         calls.append((host, port))
-        ours, theirs = trio.testing.memory_stream_pair()
-        nursery.start_soon(handle, theirs)
-        return ours
+        client_end, server_end = trio.testing.memory_stream_pair()
+        nursery.start_soon(handle, server_end)
+        return client_end
 
     return connect
 
@@ -66,7 +66,7 @@ NO_PROXY = {
 
 @pytest.mark.parametrize(("entry", "direct"), NO_PROXY.values(), ids=NO_PROXY.keys())
 def test_no_proxy(entry, direct):
-    """NO_PROXY's spellings."""
+    """NO_PROXY matches a host by each spelling of an entry."""
     proxy = ProxySettings.for_all("http://proxy.test:3128", entry)
     assert (proxy.proxy_for(Origin.of("http://host.test/x")) is None) == direct
 
@@ -95,8 +95,8 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize(("url", "origin", "credentials"), SPELLINGS.values(), ids=SPELLINGS.keys())
-def test_a_proxy_is_read(url, origin, credentials):
-    """Scheme, host, port and credentials of a proxy's URL."""
+def test_a_proxy_url_is_parsed(url, origin, credentials):
+    """A proxy's URL gives its scheme, host, port and credentials."""
     assert ProxyServer.parse(url) == ProxyServer(origin, credentials)
 
 
@@ -105,22 +105,22 @@ def test_a_proxy_is_read(url, origin, credentials):
     ["socks4://secret@p:1", "ftp://p", "socks5://", "http://secret@p:port", f"socks5://{'u' * 256}:secret@p"],
 )
 @pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "http_proxy"])
-def test_a_variable_that_holds_no_proxy_is_named(monkeypatch, name, url):
-    """Who set the variable is told so, and no setting is blamed; what it holds may be a secret."""
+def test_an_invalid_proxy_variable_is_named(monkeypatch, name, url):
+    """The error names the variable, no setting, and not its value, which may be a secret."""
     monkeypatch.setattr(bootstrap, "proxy_environment", lambda: {name: url})
     with pytest.raises(ConfigError, match=f"^{name}: expected .*socks5") as caught:
         bootstrap.build_transport(Config())
     assert "secret" not in str(caught.value)
 
 
-def test_a_setting_that_holds_no_proxy_is_named():
-    """The setting is named where it is the setting's fault."""
+def test_an_invalid_proxy_setting_is_named():
+    """The error names the setting if the setting is invalid."""
     with pytest.raises(ConfigError, match=r"^proxy: expected"):
         bootstrap.build_transport(Config(proxy="gopher://p"))
 
 
 def test_no_proxy_of_the_settings_and_of_the_environment(monkeypatch):
-    """Hosts that need no proxy may be named in either place when the variables name the proxy."""
+    """Hosts that need no proxy may be listed in either place when the variables name the proxy."""
     variables = {"ALL_PROXY": "socks5://p.test", "NO_PROXY": "a.test"}
     monkeypatch.setattr(bootstrap, "proxy_environment", lambda: variables)
     transport = bootstrap.build_transport(Config(no_proxy="b.test"))
@@ -129,11 +129,10 @@ def test_no_proxy_of_the_settings_and_of_the_environment(monkeypatch):
 
 
 async def test_requests_in_absolute_form(nursery):
-    """A proxy forwards plain requests one after the other, knows their origin, and is shown its own
-    credentials."""
-    behind: list = []
+    """A proxy forwards consecutive plain requests, knows their origin, and gets its own credentials."""
+    origins: list = []
     calls: list = []
-    proxy = HTTPProxy(opener(nursery, answer, behind), authorization=b"Basic dXNlcjpwYXNz")
+    proxy = HTTPProxy(opener(nursery, answer, origins), authorization=b"Basic dXNlcjpwYXNz")
     transport = UpstreamTransport(
         transport_limits(),
         proxies=ProxySettings.for_all("http://user:pass@proxy.test:3128", ""),
@@ -144,13 +143,13 @@ async def test_requests_in_absolute_form(nursery):
     targets = ["http://host.test/v1/chat?a=b", "http://host.test/v1/chat?a=b", "http://host.test:8080/"]
     assert [seen[1] for seen in proxy.seen] == targets
     assert [seen[2][b"host"] for seen in proxy.seen] == [b"host.test", b"host.test", b"host.test:8080"]
-    assert behind == [("host.test", 80), ("host.test", 80), ("host.test", 8080)]
-    assert calls == [("proxy.test", 3128)] * 2  # one connection for each origin
+    assert origins == [("host.test", 80), ("host.test", 80), ("host.test", 8080)]
+    assert calls == [("proxy.test", 3128)] * 2  # one connection per origin
 
 
 async def test_a_tunnel_for_another_protocol(nursery):
-    """What is not HTTP, a WebSocket for one, gets a connection of its own also where it is not encrypted (RFC
-    6455 4.1)."""
+    """Another protocol than HTTP, such as WebSocket, gets its own tunnel even if unencrypted (RFC 6455
+    4.1)."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic dXNlcjpwYXNz")
     connect = opener(nursery, proxy.handle, [])
     transport = UpstreamTransport(
@@ -167,8 +166,8 @@ async def test_a_tunnel_for_another_protocol(nursery):
 
 
 @pytest.mark.parametrize("url", ["http://host.test/", "https://host.test/"])
-async def test_a_proxy_that_refuses(nursery, url):
-    """A refusal, of a request or of a tunnel, names the proxy and the host, and no credentials."""
+async def test_a_proxy_that_rejects(nursery, url):
+    """A rejection, of a request or of a tunnel, names the proxy and the host, and no credentials."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic other")
     transport = UpstreamTransport(
         transport_limits(),
@@ -181,14 +180,14 @@ async def test_a_proxy_that_refuses(nursery, url):
     assert transport.statistics().open == 0
 
 
-async def test_a_407_of_the_server_itself_is_its_own(nursery):
-    """Where no proxy was asked, the answer is passed on as it is."""
+async def test_a_407_without_a_proxy_is_passed_on(nursery):
+    """Without a proxy, a 407 response is passed on unchanged."""
 
-    async def odd(stream):
+    async def respond(stream):
         await stream.receive_some(65536)
         await stream.send_all(b"HTTP/1.1 407 Odd\r\ncontent-length: 0\r\n\r\n")
 
-    transport = UpstreamTransport(transport_limits(), connect=opener(nursery, odd, []))
+    transport = UpstreamTransport(transport_limits(), connect=opener(nursery, respond, []))
     assert await fetch(transport) == (407, b"")
 
 
@@ -210,14 +209,14 @@ BOUND = {
 @pytest.mark.parametrize("bound", BOUND.values(), ids=BOUND.keys())
 @pytest.mark.parametrize(("proxy", "url", "destination"), SOCKS_CASES.values(), ids=SOCKS_CASES.keys())
 async def test_requests_through_socks(nursery, proxy, url, destination, bound):
-    """The proxy is asked for the host by name (socks5h) or by address (socks5), and the request is as without
-    it."""
+    """The SOCKS request has the host's name (socks5h) or address (socks5), and the HTTP request is
+    unchanged."""
     trio.socket.set_custom_hostname_resolver(
         Names(**{"host.test": ["2001:db8::1", "192.0.2.7"], "six.test": ["2001:db8::7"]})
     )
-    behind: list = []
+    origins: list = []
     calls: list = []
-    server = SOCKSProxy(opener(nursery, answer, behind), bound=bound)
+    server = SOCKSProxy(opener(nursery, answer, origins), bound=bound)
     transport = UpstreamTransport(
         transport_limits(),
         proxies=ProxySettings.for_all(proxy, ""),
@@ -226,12 +225,12 @@ async def test_requests_through_socks(nursery, proxy, url, destination, bound):
     request = HTTPRequest("GET", url)
     assert [await fetch(transport, request) for _ in range(2)] == [(200, b"hi")] * 2
     assert server.destinations == [destination]
-    assert behind == [destination[1:]]
+    assert origins == [destination[1:]]
     assert calls == [("p.test", 1080)]
 
 
 async def test_socks_with_a_password(nursery):
-    """The credentials of the proxy's URL are shown where the proxy wants them (RFC 1929)."""
+    """A proxy that requires credentials gets those of its URL (RFC 1929)."""
     server = SOCKSProxy(opener(nursery, answer, []), credentials=("üser", "pa:ss"))
     transport = UpstreamTransport(
         transport_limits(),
@@ -242,8 +241,8 @@ async def test_socks_with_a_password(nursery):
     assert server.shown == [("üser", "pa:ss")]
 
 
-async def test_socks_credentials_that_are_not_wanted(nursery):
-    """A proxy that wants none is shown none."""
+async def test_socks_credentials_that_are_not_required(nursery):
+    """A proxy that requires no credentials gets none."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
     transport = UpstreamTransport(
@@ -266,14 +265,14 @@ SOCKS_REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("settings", "url", "words"), SOCKS_REFUSALS.values(), ids=SOCKS_REFUSALS.keys())
-async def test_socks_refusals(nursery, settings, url, words):
+@pytest.mark.parametrize(("settings", "url", "pattern"), SOCKS_REFUSALS.values(), ids=SOCKS_REFUSALS.keys())
+async def test_socks_refusals(nursery, settings, url, pattern):
     """A rejection names its reason, the proxy and the host, and leaves nothing open."""
     server = SOCKSProxy(opener(nursery, answer, []), **settings)
     transport = UpstreamTransport(
         transport_limits(), proxies=ProxySettings.for_all(url, ""), connect=opener(nursery, server.handle, [])
     )
-    with pytest.raises(UpstreamError, match=rf"proxy p\.test refused .* host\.test \({words}") as caught:
+    with pytest.raises(UpstreamError, match=rf"proxy p\.test refused .* host\.test \({pattern}") as caught:
         await fetch(transport)
     assert "secret" not in caught.value.message
     assert transport.statistics().open == 0
@@ -289,26 +288,26 @@ NO_SOCKS = {
 }
 
 
-@pytest.mark.parametrize(("data", "words"), NO_SOCKS.values(), ids=NO_SOCKS.keys())
-async def test_a_server_that_speaks_no_socks(nursery, data, words):
-    """Something else at the proxy's address is an error in words."""
+@pytest.mark.parametrize(("data", "pattern"), NO_SOCKS.values(), ids=NO_SOCKS.keys())
+async def test_a_server_without_socks(nursery, data, pattern):
+    """Another service at the proxy's address is an error with its reason."""
 
-    async def odd(stream):
+    async def respond(stream):
         await stream.send_all(data)
         await stream.send_eof()
 
-    connect = opener(nursery, odd, [])
+    connect = opener(nursery, respond, [])
     transport = UpstreamTransport(
         transport_limits(), proxies=ProxySettings.for_all("socks5h://p.test", ""), connect=connect
     )
-    with pytest.raises(UpstreamError, match=words):
+    with pytest.raises(UpstreamError, match=pattern):
         await fetch(transport)
     assert transport.statistics().open == 0
 
 
 @given(st.binary(max_size=600), st.none() | st.tuples(st.text("u", min_size=1), st.text("p")))
 def test_any_bytes_of_a_proxy(data, credentials):
-    """Whatever a proxy sends, the handshake ends, in success or in its own error."""
+    """Any bytes from a proxy end the handshake, in success or in its own error."""
     steps, at = socks.handshake("host.test", 80, credentials), 0
     try:
         _, size = next(steps)
@@ -320,7 +319,7 @@ def test_any_bytes_of_a_proxy(data, credentials):
 
 
 async def test_a_name_that_is_too_long_for_socks(nursery):
-    """A name of more than 255 bytes is an error in words; nothing is sent in its place."""
+    """A name of more than 255 bytes is an error; nothing is sent."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
     transport = UpstreamTransport(
@@ -332,7 +331,7 @@ async def test_a_name_that_is_too_long_for_socks(nursery):
 
 
 async def test_a_silent_proxy(nursery, autojump_clock):
-    """What a proxy does before a connection is made is bounded by connect_timeout."""
+    """connect_timeout bounds everything that a proxy does before the connection is established."""
 
     async def silent(stream):
         await trio.sleep_forever()
@@ -342,16 +341,16 @@ async def test_a_silent_proxy(nursery, autojump_clock):
         transport = UpstreamTransport(
             transport_limits(connect_timeout=3), proxies=ProxySettings.for_all(url, ""), connect=connect
         )
-        began = trio.current_time()
+        start = trio.current_time()
         with pytest.raises(UpstreamError, match="within 3 s"):
             await fetch(transport, HTTPRequest("GET", "https://host.test/"))
-        assert trio.current_time() - began == 3
+        assert trio.current_time() - start == 3
         assert transport.statistics().open == 0
     nursery.cancel_scope.cancel()
 
 
-async def test_a_name_that_nobody_knows(nursery):
-    """A name that cannot be looked up here is an error that names it."""
+async def test_an_unknown_name(nursery):
+    """A name that cannot be resolved is an error that names it."""
     trio.socket.set_custom_hostname_resolver(Names())
     connect = opener(nursery, SOCKSProxy(trio.open_tcp_stream).handle, [])
     transport = UpstreamTransport(
@@ -363,7 +362,7 @@ async def test_a_name_that_nobody_knows(nursery):
 
 @asynccontextmanager
 async def listening(handle, context=None):
-    """The port of a server on loopback."""
+    """Yield the port of a server on loopback."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         served = listener if context is None else trio.SSLListener(listener, context, https_compatible=True)
@@ -377,8 +376,8 @@ async def listening(handle, context=None):
     [(SOCKSProxy, "socks5h"), (SOCKSProxy, "socks5"), (HTTPProxy, "http")],
     ids=["socks5h", "socks5", "connect"],
 )
-async def test_tls_by_way_of_a_proxy(kind, scheme):
-    """Over sockets: the proxy sees encrypted bytes only, and the certificate is the host's."""
+async def test_tls_via_a_proxy(kind, scheme):
+    """Over sockets, the proxy sees encrypted bytes only, and the certificate is the host's."""
     authority = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server_context)
@@ -398,7 +397,7 @@ async def test_tls_by_way_of_a_proxy(kind, scheme):
         await transport.aclose()
 
 
-WAYS = {
+ROUTES = {
     "forwarded": ("http://p.test:3128", {"proxy": "p.test:3128", "connection": "p.test:3128"}),
     "SOCKS": ("socks5h://p.test", {"proxy": "p.test:1080", "connection": "host.test:80"}),
     "SOCKS by address": (
@@ -408,9 +407,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("url", "steps"), WAYS.values(), ids=WAYS.keys())
-async def test_the_way_that_qproxy_check_reports(nursery, url, steps):
-    """`qproxy check` looks up what a request would, and says who it was that answered."""
+@pytest.mark.parametrize(("url", "steps"), ROUTES.values(), ids=ROUTES.keys())
+async def test_the_route_that_qproxy_check_reports(nursery, url, steps):
+    """`qproxy check` resolves the same names as a request, and reports each peer."""
     trio.socket.set_custom_hostname_resolver(Names(**{"host.test": ["192.0.2.7"]}))
     server = SOCKSProxy(opener(nursery, answer, []))
     transport = UpstreamTransport(

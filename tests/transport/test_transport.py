@@ -1,4 +1,4 @@
-"""HTTP to the upstreams: keep-alive, limits, faults, TLS, and soundness after cancellation."""
+"""HTTP to the upstreams: keep-alive, limits, faults, TLS, and a consistent pool after cancellation."""
 
 import ssl
 from contextlib import suppress
@@ -20,7 +20,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 
 
 class Net:
-    """Memory connections to a server that is a script of bytes per request."""
+    """Opens memory connections to a server that plays a script of bytes per request."""
 
     def __init__(self, nursery, *scripts, repeat=None):
         self.nursery = nursery
@@ -31,10 +31,10 @@ class Net:
         self.requests: list[bytes] = []
 
     async def connect(self, host, port):
-        ours, theirs = trio.testing.memory_stream_pair()
+        client_end, server_end = trio.testing.memory_stream_pair()
         self.connected += 1
-        self.nursery.start_soon(self.serve, theirs)
-        return ours
+        self.nursery.start_soon(self.serve, server_end)
+        return client_end
 
     async def serve(self, stream):
         http = h11.Connection(h11.SERVER)
@@ -85,25 +85,25 @@ BODIES = {
 
 @pytest.mark.parametrize("script", BODIES.values(), ids=BODIES.keys())
 async def test_bodies(script, nursery):
-    """Every framing of a body is read, and the connection is sound afterwards."""
+    """Every framing of a body is read, and the connection is reusable afterwards."""
     transport = UpstreamTransport(transport_limits(), connect=Net(nursery, script).connect)
     assert await fetch(transport) == (200, b"hi")
     assert sound(transport)
 
 
-async def test_what_is_sent(nursery):
-    """The head has our own User-Agent, host and length, and wants no compression."""
+async def test_the_sent_head(nursery):
+    """The head has qproxy's User-Agent, host and length, and accepts no compression."""
     seen = []
 
     async def connect(host, port):
-        ours, theirs = trio.testing.memory_stream_pair()
+        client_end, server_end = trio.testing.memory_stream_pair()
 
         async def serve():
-            seen.append(bytes(await theirs.receive_some(65536)))
-            await theirs.send_all(OK)
+            seen.append(bytes(await server_end.receive_some(65536)))
+            await server_end.send_all(OK)
 
         nursery.start_soon(serve)
-        return ours
+        return client_end
 
     await fetch(
         UpstreamTransport(transport_limits(), connect=connect),
@@ -121,7 +121,7 @@ async def test_what_is_sent(nursery):
 
 
 async def test_keep_alive(nursery, autojump_clock):
-    """A connection is used again, until it has been idle for too long."""
+    """A connection is reused until it has been idle for too long."""
     net = Net(nursery)
     transport = UpstreamTransport(transport_limits(pool_idle=10), connect=net.connect)
     for _ in range(3):
@@ -135,7 +135,7 @@ async def test_keep_alive(nursery, autojump_clock):
 
 
 async def test_a_stale_connection_is_replaced_once(nursery):
-    """A kept connection that is dead before a byte of the answer is replaced, and only once."""
+    """A pooled connection that closes before a byte of the response is replaced, and only once."""
     net = Net(nursery, [OK], [None], [OK])
     transport = UpstreamTransport(transport_limits(), connect=net.connect)
     assert await fetch(transport) == (200, b"hi")
@@ -149,8 +149,8 @@ async def test_a_stale_connection_is_replaced_once(nursery):
     assert sound(transport)
 
 
-async def test_an_answer_that_began_is_not_asked_for_again(nursery):
-    """After one byte of an answer the request is not sent a second time."""
+async def test_a_response_that_began_is_not_retried(nursery):
+    """After one byte of a response the request is not sent again."""
     net = Net(nursery, [OK], [b"HTTP/1.1 2", None])
     transport = UpstreamTransport(transport_limits(), connect=net.connect)
     await fetch(transport)
@@ -189,7 +189,7 @@ async def test_faults(script, code, nursery, autojump_clock):
 
 
 async def test_connecting_fails_and_takes_too_long(autojump_clock):
-    """No connection, or none in time, may be tried again quickly."""
+    """A failed or late connection may be retried quickly."""
 
     async def refuse(host, port):
         raise OSError("connection refused")
@@ -206,7 +206,7 @@ async def test_connecting_fails_and_takes_too_long(autojump_clock):
 
 
 async def test_total_timeout(nursery, autojump_clock):
-    """An answer that drips on for ever ends at the total limit."""
+    """A response that never ends is stopped at the total limit."""
     drip = [b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n", *([b"x", 1.0] * 9000)]
     transport = UpstreamTransport(transport_limits(total_timeout=30), connect=Net(nursery, drip).connect)
     with pytest.raises(UpstreamError) as caught:
@@ -226,7 +226,7 @@ async def test_the_pool_has_a_limit(nursery, autojump_clock):
     assert await fetch(transport) == (200, b"hi")
 
 
-async def test_an_unfinished_answer_closes_its_connection(nursery):
+async def test_an_unfinished_response_closes_its_connection(nursery):
     """Leaving a body unread closes the socket at once."""
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", 1e6])
     transport = UpstreamTransport(transport_limits(), connect=net.connect)
@@ -237,7 +237,7 @@ async def test_an_unfinished_answer_closes_its_connection(nursery):
     assert transport.statistics().open == 0
 
 
-async def test_everything_there_comes_in_one_piece(nursery):
+async def test_all_received_chunks_are_one_piece(nursery):
     """Chunks that arrived together are one piece."""
     body = b"".join(b"1\r\n%d\r\n" % (n % 10) for n in range(50)) + b"0\r\n\r\n"
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body])
@@ -247,14 +247,14 @@ async def test_everything_there_comes_in_one_piece(nursery):
 
 
 async def test_header_injection(nursery):
-    """A line end in a header field goes nowhere."""
+    """A line end in a header is not sent."""
     request = HTTPRequest("GET", GET.url, ((b"x", b"a\r\nb: c"),))
     with pytest.raises(UpstreamError):
         await UpstreamTransport(transport_limits(), connect=Net(nursery).connect).send(request)
 
 
-async def test_an_early_answer_to_a_large_request(nursery):
-    """A 413 that comes while the body is still being sent is read."""
+async def test_an_early_response_to_a_large_request(nursery):
+    """A 413 that arrives while the body is still being sent is read."""
     async with trio.open_nursery() as inner:
 
         async def serve(stream):
@@ -271,13 +271,13 @@ async def test_an_early_answer_to_a_large_request(nursery):
         try:
             async with await UpstreamTransport(transport_limits()).send(request) as response:
                 assert response.status == 413
-        except UpstreamError as error:  # the kernel may throw the answer away with its reset
+        except UpstreamError as error:  # the kernel may drop the response with its reset
             assert "127.0.0.1" in error.message  # noqa: PT017
         inner.cancel_scope.cancel()
 
 
-async def test_cancelled_at_any_moment_the_pool_is_sound(nursery, autojump_clock):
-    """Thousands of requests cancelled at all stages leave no slot taken: ten of ten work afterwards."""
+async def test_cancellation_at_any_moment_keeps_the_pool_consistent(nursery, autojump_clock):
+    """After thousands of requests cancelled at all stages no slot is held: ten of ten work."""
     drip = [0.003, b"HTTP/1.1 200 OK\r\n", 0.003, b"content-length: 2\r\n\r\n", 0.003, b"h", 0.003, b"i"]
     net = Net(nursery, repeat=drip)
 
@@ -287,13 +287,13 @@ async def test_cancelled_at_any_moment_the_pool_is_sound(nursery, autojump_clock
 
     transport = UpstreamTransport(transport_limits(max_connections=10, pool_timeout=100), connect=connect)
 
-    async def one(number):
+    async def fetch_briefly(number):
         with trio.move_on_after(number % 97 * 0.0007):
             await fetch(transport)
 
     async with trio.open_nursery() as inner:
         for number in range(3000):
-            inner.start_soon(one, number)
+            inner.start_soon(fetch_briefly, number)
     assert sound(transport)
     assert [await fetch(transport) for _ in range(10)] == [(200, b"hi")] * 10
     assert sound(transport)
@@ -304,7 +304,7 @@ async def test_tls(nursery):
     authority = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server_context)
-    trusting, strange = ssl.create_default_context(), ssl.create_default_context()
+    trusting, distrusting = ssl.create_default_context(), ssl.create_default_context()
     authority.configure_trust(trusting)
 
     async def serve(stream):
@@ -312,7 +312,7 @@ async def test_tls(nursery):
             await stream.receive_some(65536)
             await stream.send_all(OK)
         except trio.BrokenResourceError:
-            return  # the client did not like the certificate
+            return  # the client rejected the certificate
 
     listeners = await trio.open_ssl_over_tcp_listeners(0, server_context, host="127.0.0.1")
     port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
@@ -320,7 +320,7 @@ async def test_tls(nursery):
     for context, host, good in (
         (trusting, "localhost", True),
         (trusting, "127.0.0.1", False),
-        (strange, "localhost", False),
+        (distrusting, "localhost", False),
     ):
         transport = UpstreamTransport(transport_limits(), ssl_context=context)
         request = HTTPRequest("GET", f"https://{host}:{port}/")
@@ -335,8 +335,8 @@ async def test_tls(nursery):
 
 
 @pytest.mark.parametrize("url", ["ftp://x/", "nonsense", "http:///x"])
-async def test_odd_urls(url):
-    """A base URL that is none is said to be none."""
+async def test_invalid_urls(url):
+    """An invalid base URL is an error that names it."""
     with pytest.raises(UpstreamError, match="base URL"):
         await UpstreamTransport(transport_limits()).send(HTTPRequest("GET", url))
 
@@ -346,7 +346,7 @@ async def test_odd_urls(url):
     [b"content-length: 9\r\ntransfer-encoding: chunked", b"transfer-encoding: chunked\r\ncontent-length: 2"],
 )
 async def test_a_length_and_chunks(body, nursery):
-    """A response that says both is read by its chunks, and its connection carries no other (RFC 9112 6.3)."""
+    """A response with both is read by its chunks, and its connection is not reused (RFC 9112 6.3)."""
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\n" + body + b"\r\n\r\n2\r\nhi\r\n0\r\n\r\n"])
     transport = UpstreamTransport(transport_limits(), connect=net.connect)
     for _ in range(2):
@@ -368,22 +368,21 @@ OPENINGS = {
 @pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
 @pytest.mark.parametrize("size", [65_536, 1000])
 async def test_a_websockets_opening_has_the_bounds_of_heads(opening, size, nursery, autojump_clock):
-    """One that is beyond them, or no text, is an upstream's error; h11 in wsproto sees none of its long
-    lines."""
+    """An opening beyond the bounds, or not ASCII, is an upstream error; h11 in wsproto gets no long lines."""
     seen: list[bytes] = []
 
     async def connect(host, port):
-        ours, theirs = trio.testing.memory_stream_pair()
+        client_end, server_end = trio.testing.memory_stream_pair()
 
         async def serve():
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await theirs.receive_some(65536)
+                await server_end.receive_some(65536)
                 for begin in range(0, len(opening), size):
-                    await theirs.send_all(opening[begin : begin + size])
-                seen.append(bytes(await theirs.receive_some(10)))
+                    await server_end.send_all(opening[begin : begin + size])
+                seen.append(bytes(await server_end.receive_some(10)))
 
         nursery.start_soon(serve)
-        return ours
+        return client_end
 
     websocket = UpstreamWebSocket("ws://h.test/", (), ping_interval=20, max_message_bytes=1000)
     with pytest.raises((UpstreamError, HandshakeRejected)):
