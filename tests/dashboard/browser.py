@@ -1,4 +1,4 @@
-"""A browser of few lines for the pages' tests: it keeps its cookie, fills in forms, and reads HTML."""
+"""A small browser for the dashboard's tests: it keeps its cookie, fills in forms, and parses HTML."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -12,7 +12,7 @@ VOID = {"meta", "link", "input", "img", "br", "path", "rect"}
 
 
 class Page(HTMLParser):
-    """One answer: its text, its elements (tag, attributes), its forms by their action."""
+    """A response: its text, its elements (tag, attributes), its forms by their action."""
 
     def __init__(self, status, headers, body):
         super().__init__()
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
 @dataclass
 class Browser:
-    """Of one person; `server` and `peer` are where the app believes the request to come in and from."""
+    """The browser of one user; `server` and `peer` are the addresses that the app sees."""
 
     app: Any
     server: str = "in-process"
@@ -81,11 +81,11 @@ class Browser:
         return await self.post(action, {**page.forms[action], **fields})
 
     async def ask(self, method, path, headers=(), body=b""):
-        given = [(b"host", self.host.encode()), *headers]
+        request_headers = [(b"host", self.host.encode()), *headers]
         if self.cookie:
-            given.append((b"cookie", self.cookie.encode()))
+            request_headers.append((b"cookie", self.cookie.encode()))
         client = InProcessClient(self._app)
-        async with client.request(method, path, headers=given, body=body) as response:
+        async with client.request(method, path, headers=request_headers, body=body) as response:
             data = await response.read()
         fields = {name.decode().lower(): value.decode() for name, value in response.headers}
         if "set-cookie" in fields:
@@ -99,7 +99,7 @@ class Browser:
         await self.app({**scope, **place, "headers": fields}, receive, send)
 
     async def login(self, key=ADMIN_KEY):
-        """Log in and return the page that comes then."""
+        """Log in and return the page that follows."""
         form = await self.get("/dashboard/login")
         answer = await self.fill(form, "/dashboard/login", key=key)
         if answer.status != 303:

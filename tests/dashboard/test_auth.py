@@ -1,4 +1,4 @@
-"""Who may see the dashboard, and whose forms are taken."""
+"""The dashboard requires a session, and accepts only its own forms."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from qproxy.server.authentication import Access
 from tests.dashboard.browser import ADMIN_KEY, Browser
 from tests.helpers import world
 
-FENCE = (
+POLICY = (
     "default-src 'none'",
     "script-src 'self'",
     "style-src 'self'",
@@ -21,19 +21,19 @@ FENCE = (
 )
 
 
-def test_a_session_is_what_we_signed_and_ends():
-    """A cookie is good with its key, until its end, and with nothing changed."""
-    made = sessions.new_session("k", 1000.0)
-    text = sessions.to_cookie(made, "k")
-    assert sessions.from_cookie(text, "k", 1000.0) == made
-    assert made.created
-    assert made.expires == 1000 + sessions.SESSION_SECONDS
-    assert sessions.from_cookie(text, "k", made.expires) is None
+def test_a_session_cookie_is_signed_and_expires():
+    """A cookie is valid with its key, until its expiry, and unchanged."""
+    session = sessions.new_session("k", 1000.0)
+    text = sessions.to_cookie(session, "k")
+    assert sessions.from_cookie(text, "k", 1000.0) == session
+    assert session.created
+    assert session.expires == 1000 + sessions.SESSION_SECONDS
+    assert sessions.from_cookie(text, "k", session.expires) is None
     assert sessions.from_cookie(text, "another", 1000.0) is None
     assert sessions.from_cookie(text, None, 1000.0) is None
-    longer = text.replace(str(made.expires), str(made.expires + 1))
+    extended = text.replace(str(session.expires), str(session.expires + 1))
     for broken in (
-        longer,
+        extended,
         text[:-1],
         text + "0",
         "",
@@ -46,38 +46,41 @@ def test_a_session_is_what_we_signed_and_ends():
         assert sessions.from_cookie(broken, "k", 1000.0) is None, broken
 
 
-def test_who_has_not_signed_in_has_a_session_too():
-    """It is not that of somebody who has, whatever it is sent as."""
-    made = sessions.new_session(None, 0.0)
-    assert not made.created
-    assert sessions.from_cookie(sessions.to_cookie(made, None), "k", 0.0) is None
-    assert made.token != sessions.new_session(None, 0.0).token
+def test_a_session_before_the_login():
+    """The session before a login is never accepted as a logged-in one."""
+    session = sessions.new_session(None, 0.0)
+    assert not session.created
+    assert sessions.from_cookie(sessions.to_cookie(session, None), "k", 0.0) is None
+    assert session.token != sessions.new_session(None, 0.0).token
 
 
-def test_a_session_hides_what_it_is():
-    """Neither its name nor its token is in its repr."""
-    made = sessions.new_session("k", 0.0)
-    assert made.name not in repr(made)
-    assert made.token not in repr(made)
+def test_a_session_repr_has_no_secret():
+    """A session's repr has neither its name nor its token."""
+    session = sessions.new_session("k", 0.0)
+    assert session.name not in repr(session)
+    assert session.token not in repr(session)
 
 
-async def test_without_a_session_every_page_leads_to_the_login():
-    """And after it to where one wanted to go."""
+async def test_pages_redirect_to_the_login():
+    """A page without a session redirects to the login, which leads back to it."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
-        asked = await browser.get("/dashboard/keys")
-        assert (asked.status, asked.headers["location"]) == (303, "/dashboard/login?next=/dashboard/keys")
-        form = await browser.get(asked.headers["location"])
-        entered = await browser.fill(form, "/dashboard/login", key=ADMIN_KEY)
-        assert (entered.status, entered.headers["location"]) == (303, "/dashboard/keys")
+        redirect = await browser.get("/dashboard/keys")
+        assert (redirect.status, redirect.headers["location"]) == (
+            303,
+            "/dashboard/login?next=/dashboard/keys",
+        )
+        form = await browser.get(redirect.headers["location"])
+        logged_in = await browser.fill(form, "/dashboard/login", key=ADMIN_KEY)
+        assert (logged_in.status, logged_in.headers["location"]) == (303, "/dashboard/keys")
         page = await browser.get("/dashboard/keys")
         assert page.status == 200
         assert "No API keys" in page.text
         assert (await browser.get("/dashboard/login")).status == 303, "who is in needs no login"
 
 
-async def test_no_page_is_shown_to_who_has_not_signed_in():
-    """Every route but the login's and the files', by every method, leads to the login."""
+async def test_every_page_requires_a_login():
+    """Every route except the login's and the files', by every method, redirects to the login."""
     async with world(admin_key=ADMIN_KEY) as it:
         routes = [r for r in it.app.url_map.iter_rules() if r.rule.startswith("/dashboard")]
         assert len(routes) > 12
@@ -92,53 +95,53 @@ async def test_no_page_is_shown_to_who_has_not_signed_in():
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_the_cookie_is_for_this_server_alone(scheme):
-    """HttpOnly, SameSite=Strict, bounded in time and place, and Secure where the connection is."""
+    """The cookie is HttpOnly, SameSite=Strict, limited in time and path, and Secure over https."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app, scheme=scheme)
         form = await browser.get("/dashboard/login")
         before = browser.cookie
-        entered = await browser.fill(form, "/dashboard/login", key=ADMIN_KEY)
-        flags = entered.headers["set-cookie"].split("; ")[1:]
+        logged_in = await browser.fill(form, "/dashboard/login", key=ADMIN_KEY)
+        flags = logged_in.headers["set-cookie"].split("; ")[1:]
         secure = ["Secure"] if scheme == "https" else []
         seconds = f"Max-Age={sessions.SESSION_SECONDS}"
         assert flags == ["Path=/dashboard", seconds, "HttpOnly", "SameSite=Strict", *secure]
         assert browser.cookie != before, "the session of before the login is not that of after it"
 
 
-async def test_a_wrong_key_waits_and_few_may_guess(autojump_clock):
-    """Each wrong key takes half a second; after ten the address hears to wait, and after a while may go
-    on."""
+async def test_wrong_keys_are_slow_and_limited(autojump_clock):
+    """Each wrong key takes half a second; after the limit the address gets a 429, and may log in a minute
+    later."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         for _ in range(Config().wrong_keys_per_minute):
-            began = trio.current_time()
+            started_at = trio.current_time()
             wrong = await browser.login("wrong")
             assert wrong.status == 401
             assert "Incorrect admin key" in wrong.text
-            assert trio.current_time() - began >= 0.5
-        refused = await browser.login()
-        assert refused.status == 429
-        assert "retry-after" in refused.headers
+            assert trio.current_time() - started_at >= 0.5
+        limited = await browser.login()
+        assert limited.status == 429
+        assert "retry-after" in limited.headers
         assert (await Browser(it.app, peer="192.0.2.9").login()).status == 200, "others are not locked out"
         await trio.sleep(60)
         assert (await browser.login()).status == 200
 
 
 async def test_logging_out_ends_the_session():
-    """The cookie is taken away, and worth nothing to whoever kept it."""
+    """A logout removes the cookie and invalidates it."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         page = await browser.login()
-        kept = browser.cookie
-        left = await browser.fill(page, "/dashboard/logout")
-        assert (left.status, left.headers["location"]) == (303, "/dashboard/login")
-        assert "Max-Age=0" in left.headers["set-cookie"]
-        browser.cookie = kept
+        old_cookie = browser.cookie
+        logged_out = await browser.fill(page, "/dashboard/logout")
+        assert (logged_out.status, logged_out.headers["location"]) == (303, "/dashboard/login")
+        assert "Max-Age=0" in logged_out.headers["set-cookie"]
+        browser.cookie = old_cookie
         assert (await browser.get("/dashboard")).status == 303
 
 
-async def test_a_logout_is_known_everywhere(tmp_path):
-    """A cookie after its logout is good in no other worker, and in none that starts later."""
+async def test_a_logout_applies_to_all_workers(tmp_path):
+    """After its logout a cookie is invalid in every worker, also in those that start later."""
     settings = {"admin_key": ADMIN_KEY, "access_file": str(tmp_path / "access.sqlite3")}
     async with world(**settings) as one, world(**settings) as two:
         browser, other = Browser(one.app), Browser(two.app)
@@ -155,36 +158,36 @@ async def test_a_logout_is_known_everywhere(tmp_path):
             assert (await other.get("/dashboard")).status == 303
 
 
-async def test_an_admin_key_that_comes_back_brings_no_session_back(tmp_path):
-    """Another admin_key ends the sessions of the one before, also for when that is set again."""
+async def test_a_restored_admin_key_restores_no_session(tmp_path):
+    """A changed admin_key ends all sessions, even after it is changed back."""
     settings = {"access_file": str(tmp_path / "access.sqlite3")}
     async with world(admin_key=ADMIN_KEY, **settings) as it:
         browser = Browser(it.app)
         await browser.login()
-        kept = browser.cookie
+        old_cookie = browser.cookie
     async with world(admin_key="another-admin-key", **settings) as it:
         browser.app = it.app
         assert (await browser.get("/dashboard")).status == 303
     async with world(admin_key=ADMIN_KEY, **settings) as it:
-        browser.app, browser.cookie = it.app, kept
+        browser.app, browser.cookie = it.app, old_cookie
         assert (await browser.get("/dashboard")).status == 303
 
 
 async def test_a_record_of_sessions_holds_digests_only(tmp_path):
-    """Neither the cookie nor the form's token can be made from it."""
+    """The record reveals neither the cookie nor the form's token."""
     path = tmp_path / "access.sqlite3"
     async with world(admin_key=ADMIN_KEY, access_file=str(path)) as it:
         browser = Browser(it.app)
         page = await browser.login()
         name, _, signature = browser.cookie.partition("=")[2].split(".")
-        kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        old_cookie = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         texts = [secret.encode() for secret in (name, signature, page.token, ADMIN_KEY)]
         for secret in (*texts, bytes.fromhex(signature), bytes.fromhex(page.token)):
-            assert secret not in kept
+            assert secret not in old_cookie
 
 
-async def test_a_record_that_cannot_be_read_lets_nobody_in(tmp_path):
-    """It is a 503 that says so, not a page."""
+async def test_an_unreadable_record_is_an_error(tmp_path):
+    """An unreadable record is a 503 that names it, not a page."""
     path = tmp_path / "access.sqlite3"
     async with world(admin_key=ADMIN_KEY, access_file=str(path)) as it:
         browser = Browser(it.app)
@@ -198,7 +201,7 @@ async def test_a_record_that_cannot_be_read_lets_nobody_in(tmp_path):
 
 
 async def test_another_admin_key_ends_every_session():
-    """What was signed with the old one is not taken."""
+    """A session signed with the old key is rejected."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         await browser.login()
@@ -221,8 +224,8 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("fields", "headers"), FOREIGN.values(), ids=FOREIGN)
-async def test_a_form_from_elsewhere_is_not_taken(tmp_path, fields, headers):
-    """The session's cookie is not enough: the form must come from a page of ours."""
+async def test_a_foreign_form_is_rejected(tmp_path, fields, headers):
+    """The session's cookie is not sufficient: the form must come from a page of this server."""
     async with world(admin_key=ADMIN_KEY, keys_file=str(tmp_path / "keys.json")) as it:
         browser = Browser(it.app)
         await browser.login()
@@ -235,17 +238,21 @@ async def test_a_form_from_elsewhere_is_not_taken(tmp_path, fields, headers):
 
 
 async def test_every_form_of_every_page_has_the_token():
-    """No POST is accepted without one, so none is offered without."""
+    """Every POST requires the token, so every form has it."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         await browser.login()
         for route in it.server.route_groups:
-            for each in route.routes():
-                if each.path.startswith("/dashboard") and "<" not in each.path and "POST" not in each.methods:
-                    page = await browser.get(each.path)
+            for page_route in route.routes():
+                if (
+                    page_route.path.startswith("/dashboard")
+                    and "<" not in page_route.path
+                    and "POST" not in page_route.methods
+                ):
+                    page = await browser.get(page_route.path)
                     for tag, values in page.elements:
                         if tag == "form" and values.get("method") == "post":
-                            assert page.forms[values["action"]]["token"], each.path
+                            assert page.forms[values["action"]]["token"], page_route.path
         for action in (
             "/dashboard/keys",
             "/dashboard/keys/revoke",
@@ -269,59 +276,59 @@ LOCAL = {
 
 
 @pytest.mark.parametrize(("place", "headers", "status"), LOCAL.values(), ids=LOCAL)
-async def test_without_an_admin_key_it_is_for_this_machine(place, headers, status):
-    """A browser on loopback needs no login, and nobody else comes in."""
+async def test_without_an_admin_key_only_this_machine_has_access(place, headers, status):
+    """A browser on loopback needs no login, and no other client has access."""
     async with world() as it:
         page = await Browser(it.app, **place).get("/dashboard", headers)
         assert page.status == status
         assert page.headers["content-type"].startswith("text/html")
 
 
-async def test_without_an_admin_key_forms_want_the_token_too(tmp_path):
+async def test_without_an_admin_key_forms_require_the_token(tmp_path):
     """A page of another program on this machine has the address, but not the token."""
     async with world(keys_file=str(tmp_path / "keys.json")) as it:
         browser = Browser(it.app, **HERE)
         page = await browser.get("/dashboard/keys")
-        refused = await browser.post("/dashboard/keys", {"name": "x", "token": "0" * 64})
-        assert refused.status == 403
+        limited = await browser.post("/dashboard/keys", {"name": "x", "token": "0" * 64})
+        assert limited.status == 403
         other = Browser(it.app, **HERE)
-        stolen = {**page.forms["/dashboard/keys"], "name": "x"}
-        assert (await other.post("/dashboard/keys", stolen)).status == 403, "a token is good for its browser"
+        copied = {**page.forms["/dashboard/keys"], "name": "x"}
+        assert (await other.post("/dashboard/keys", copied)).status == 403, "a token is good for its browser"
         assert (await browser.fill(page, "/dashboard/keys", name="x")).status == 201
 
 
 @pytest.mark.parametrize(
     "path", ["/dashboard", "/dashboard/login", "/dashboard/nowhere-else", "/dashboard/static/style.css"]
 )
-async def test_every_answer_is_fenced_in(path):
+async def test_every_response_has_the_security_headers(path):
     """A page loads from this server alone, runs nothing inline, and cannot be framed."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         await browser.login()
         page = await browser.get(path)
         policy = page.headers["content-security-policy"]
-        wanted = FENCE if page.headers["content-type"].startswith("text/html") else FENCE[:1]
-        assert all(words in policy for words in wanted), policy
+        wanted = POLICY if page.headers["content-type"].startswith("text/html") else POLICY[:1]
+        assert all(directive in policy for directive in wanted), policy
         assert "unsafe" not in policy
         assert page.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_a_body_that_is_no_form():
-    """Another type, too many fields, bytes that are no text: each is refused as a page."""
+async def test_an_invalid_form_body():
+    """Another type, too many fields and invalid UTF-8 are each rejected with a page."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         await browser.login()
         form = [(b"content-type", b"application/x-www-form-urlencoded")]
-        asked = [
+        redirect = [
             await browser.ask("POST", "/dashboard/keys", [(b"content-type", b"application/json")], b"{}"),
             await browser.ask("POST", "/dashboard/keys", form, b"a=1&" * 100),
             await browser.ask("POST", "/dashboard/keys", form, b"\xff=1"),
             await browser.ask("POST", "/dashboard/keys", form, b"a=" + b"x" * 100_000),
             await browser.get("/dashboard?" + "a=1&" * 100),
         ]
-        assert [page.status for page in asked[:4]] == [415, 400, 400, 413]
-        assert all("Error" in page.text for page in asked[:4])
-        assert asked[4].status == 400
+        assert [page.status for page in redirect[:4]] == [415, 400, 400, 413]
+        assert all("Error" in page.text for page in redirect[:4])
+        assert redirect[4].status == 400
 
 
 @pytest.mark.parametrize(
@@ -338,6 +345,6 @@ async def test_a_body_that_is_no_form():
         ("/dashboard/\\evil", "/dashboard"),
     ],
 )
-def test_the_login_leads_to_the_dashboard_alone(target, expected):
-    """Whatever an address asks for."""
+def test_the_login_redirects_to_the_dashboard_alone(target, expected):
+    """A login redirects to the dashboard, whatever target the address has."""
     assert safe_redirect(target) == expected

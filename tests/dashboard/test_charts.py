@@ -1,4 +1,4 @@
-"""Numbers as shapes, and as words."""
+"""Charts draw numbers, and formatting writes them."""
 
 import pytest
 from hypothesis import given
@@ -12,13 +12,13 @@ from qproxy.dashboard import charts, formatting
     [(0, 1), (0.03, 0.05), (1, 1), (1.1, 2), (3, 5), (7, 10), (88, 100), (101, 200), (5e6, 5e6)],
 )
 def test_a_scale_ends_at_a_round_number(value, top):
-    """1, 2 or 5 with zeros, and never below the value."""
+    """The top of a scale is 1, 2 or 5 with zeros, and never below the value."""
     assert charts.nice_ceiling(value) == pytest.approx(top)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 10**9)] * 3), min_size=1, max_size=60))
 def test_bars_stay_within_the_drawing_and_keep_their_proportions(stacks):
-    """No shape leaves the drawing; shapes stand on each other; what is nothing is not drawn."""
+    """Shapes stay within the drawing and stack; zero values are not drawn."""
     times = [str(n) for n in range(len(stacks))]
     chart = charts.stacked_bars("x", ("a", "b", "c"), times, stacks, formatting.format_number)
     assert len(chart.columns) == len(stacks)
@@ -34,14 +34,14 @@ def test_bars_stay_within_the_drawing_and_keep_their_proportions(stacks):
 @pytest.mark.parametrize(
     ("most", "top", "middle"), [(0, "2", "1"), (1, "2", "1"), (3, "4", "2"), (88, "100", "50")]
 )
-def test_what_is_counted_has_a_whole_scale(most, top, middle):
-    """There is no half of a request."""
+def test_counts_have_an_integer_scale(most, top, middle):
+    """The scale of a count has integer marks."""
     chart = charts.stacked_bars("x", ("a",), ["t"], [(most,)], formatting.format_number)
     assert (chart.top, chart.middle) == (top, middle)
 
 
-def test_a_line_is_interrupted_where_nothing_is_known():
-    """A single known piece is a line too."""
+def test_a_line_is_interrupted_at_missing_values():
+    """A line has a gap at each missing value, and a single value is a line."""
     chart = charts.step_chart(
         "x",
         ("a", "b"),
@@ -69,8 +69,8 @@ def test_a_line_is_interrupted_where_nothing_is_known():
         (5, None, 0, "none"),
     ],
 )
-def test_a_bar_says_how_near_the_limit_is(use, limit, percent, level):
-    """Without a limit there is no bar."""
+def test_a_usage_bar_has_its_severity(use, limit, percent, level):
+    """A bar has its percentage and severity; without a limit there is no bar."""
     bar = charts.usage_bars("x", use, limit, formatting.format_number)
     assert (bar.percent, bar.severity) == (percent, level)
 
@@ -89,7 +89,7 @@ def test_a_bar_says_how_near_the_limit_is(use, limit, percent, level):
     ],
 )
 def test_numbers(value, text):
-    """Whole up to five figures, then three of them."""
+    """A number is whole up to five figures, then rounded to three."""
     assert formatting.format_number(value) == text
 
 
@@ -108,12 +108,12 @@ def test_numbers(value, text):
     ],
 )
 def test_spans(seconds, text):
-    """In the unit that says it best."""
+    """A duration is in the most readable unit."""
     assert formatting.format_duration(seconds) == text
 
 
 def test_times():
-    """Ago, ahead, and by the clock in UTC."""
+    """Times are formatted relative to now and as UTC; money has its currency."""
     assert (
         formatting.format_ago(99, 100),
         formatting.format_ago(97, 100),

@@ -1,8 +1,7 @@
-"""The dashboard in a real Chromium: what only a browser knows (focus, colours, widths, the script, the
-policy).
+"""The dashboard works in a real Chromium: focus, colors, widths, the script, the policy.
 
 The server and the emulator run in the test's own Trio program, on real sockets; Selenium, which blocks, runs
-in a thread. One browser serves all tests; each has a server, and so an origin, of its own.
+in a thread. One browser serves all tests; each has its own server, and so its own origin.
 """
 
 import os
@@ -35,7 +34,7 @@ PAGES = ("", "/requests", "/accounts", "/keys", "/tools", "/connect", "/accounts
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One browser, with a directory of its own."""
+    """Run one browser, with its own directory."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -48,64 +47,64 @@ def chromium():
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         driver.set_page_load_timeout(SECONDS)
         try:
-            yield Person(driver)
+            yield User(driver)
         finally:
             driver.quit()
 
 
-class Person:
-    """Somebody before the browser."""
+class User:
+    """A user of the browser."""
 
     def __init__(self, driver):
         self.driver = driver
         self.url = ""
 
-    def opens(self, path):
+    def open_page(self, path):
         self.driver.get(f"{self.url}/dashboard{path}")
 
-    def finds(self, css):
-        """The element, as soon as there is one."""
-        return self.waits(lambda: self.driver.find_element("css selector", css))
+    def find(self, css):
+        """Return the element as soon as it exists."""
+        return self.wait_for(lambda: self.driver.find_element("css selector", css))
 
-    def presses(self, css):
-        self.finds(css).click()
+    def click(self, css):
+        self.find(css).click()
 
-    def types(self, css, text):
-        self.finds(css).send_keys(text)
+    def type_text(self, css, text):
+        self.find(css).send_keys(text)
 
-    def runs(self, script, *arguments):
+    def run_script(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)
 
-    def waits(self, condition):
-        """Until the condition holds; meanwhile a page may be replaced, and what is looked at with it."""
+    def wait_for(self, condition):
+        """Wait until the condition is true, even if the page is replaced meanwhile."""
         from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, SECONDS, 0.05, (WebDriverException,)).until(lambda _: condition())
 
-    def reads(self, text, css="main"):
-        self.waits(lambda: text in self.finds(css).text)
+    def wait_for_text(self, text, css="main"):
+        self.wait_for(lambda: text in self.find(css).text)
 
-    def logs_in(self):
-        self.opens("")
-        self.types("input[name=key]", f"{KEY}\n")
-        self.waits(lambda: self.finds("h1").text == "Overview")
+    def log_in(self):
+        self.open_page("")
+        self.type_text("input[name=key]", f"{KEY}\n")
+        self.wait_for(lambda: self.find("h1").text == "Overview")
 
-    def sees(self, width, *, dark=False):
-        """A window of this width, in light or dark."""
+    def set_window(self, width, *, dark=False):
+        """Set the window to this width, in light or dark."""
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def complaints(self):
-        """What the browser's console says, since it was last asked."""
+    def console_messages(self):
+        """Return the browser's console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @asynccontextmanager
-async def serving_to(person, folder, **settings):
-    """A server with an account that answers and one to sign in, on a free port; the emulator behind it."""
+async def dashboard_server(user, folder, **settings):
+    """Run a server with a working account and one to log in, on a free port; yield the emulator behind it."""
     emulator = Emulator(identity=IdentityServer(interval=0.05))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -130,136 +129,140 @@ async def serving_to(person, folder, **settings):
             **{**oauth, **settings},
         )
         urls = await nursery.start(app.serve, config)
-        person.url = urls[0]
-        person.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})  # they do not tell ports apart
-        person.sees(1280)
-        person.complaints()
+        user.url = urls[0]
+        user.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})  # cookies are not separated by port
+        user.set_window(1280)
+        user.console_messages()
         yield emulator
         nursery.cancel_scope.cancel()
 
 
-async def by(person, *steps):
-    """What a person does, in a thread."""
+async def run_steps(user, *steps):
+    """Run a user's steps in a thread."""
     for step in steps:
         await trio.to_thread.run_sync(step)
 
 
 async def test_by_keyboard_alone(chromium, tmp_path):
-    """Log in with Enter; the first stop is the way past the menu; every stop shows where one is; log out."""
+    """Enter logs in, the first tab stop skips the menu, every stop shows its focus, and the last logs out."""
     from selenium.webdriver.common.keys import Keys
 
-    def person():
-        chromium.logs_in()
-        place = (
+    def user():
+        chromium.log_in()
+        focus_script = (
             "const e = document.activeElement, s = getComputedStyle(e);"
             "return [e.textContent.trim(), s.outlineStyle, parseFloat(s.outlineWidth)]"
         )
         seen = []
         for _ in range(12):
             chromium.driver.switch_to.active_element.send_keys(Keys.TAB)
-            seen.append(chromium.runs(place))
-        words = [word for word, *_ in seen]
-        assert words[0] == "Skip to the page"
-        assert words[2:9] == ["Overview", "Requests", "Accounts", "Keys", "Tools", "Connect", "Log out"]
+            seen.append(chromium.run_script(focus_script))
+        labels = [word for word, *_ in seen]
+        assert labels[0] == "Skip to the page"
+        assert labels[2:9] == ["Overview", "Requests", "Accounts", "Keys", "Tools", "Connect", "Log out"]
         assert all(style != "none" and width >= 2 for _, style, width in seen), seen
-        chromium.presses(".out button")
-        chromium.waits(lambda: chromium.finds("h1").text == "Log in")
-        chromium.opens("/keys")
-        assert chromium.finds("h1").text == "Log in"
-        assert chromium.complaints() == []
+        chromium.click(".out button")
+        chromium.wait_for(lambda: chromium.find("h1").text == "Log in")
+        chromium.open_page("/keys")
+        assert chromium.find("h1").text == "Log in"
+        assert chromium.console_messages() == []
 
-    async with serving_to(chromium, tmp_path):
-        await by(chromium, person)
+    async with dashboard_server(chromium, tmp_path):
+        await run_steps(chromium, user)
 
 
-async def test_what_moves_moves_by_itself(chromium, tmp_path):
-    """A request that begins and ends is seen without anybody touching the page."""
-    async with serving_to(chromium, tmp_path) as emulator:
+async def test_the_live_part_updates_itself(chromium, tmp_path):
+    """A request that starts and ends is shown without user interaction."""
+    async with dashboard_server(chromium, tmp_path) as emulator:
         emulator.delay = 0.5
-        await by(chromium, chromium.logs_in)
-        assert "0 requests in flight" in await trio.to_thread.run_sync(lambda: chromium.finds("main").text)
+        await run_steps(chromium, chromium.log_in)
+        assert "0 requests in flight" in await trio.to_thread.run_sync(lambda: chromium.find("main").text)
         ask = (
             "fetch('/v1/chat/completions', {method: 'POST', headers: {'content-type': 'application/json'}, "
             "body:"
             "JSON.stringify({model: 'qwen3.7-plus', stream: true, messages: [{role: 'user', content: 'Hello "
             "there'}]})})"
         )
-        await by(chromium, partial(chromium.runs, ask), partial(chromium.reads, "1 request in flight"))
+        await run_steps(
+            chromium,
+            partial(chromium.run_script, ask),
+            partial(chromium.wait_for_text, "1 request in flight"),
+        )
         emulator.delay = 0
-        await by(chromium, partial(chromium.reads, "0 requests in flight"))
-        assert await trio.to_thread.run_sync(chromium.complaints) == []
+        await run_steps(chromium, partial(chromium.wait_for_text, "0 requests in flight"))
+        assert await trio.to_thread.run_sync(chromium.console_messages) == []
 
 
-async def test_the_box_streams_an_answer(chromium, tmp_path):
-    """A press of the button streams a real answer; stopped, it stops upstream too; an error is said."""
+async def test_the_playground_streams_a_response(chromium, tmp_path):
+    """A click streams a real response; stopping it stops the upstream; an error is shown."""
 
-    def person():
-        chromium.logs_in()
-        chromium.opens("/connect")
-        chromium.presses("#try-send")
-        chromium.reads("Done in", "#try-state")
-        chromium.reads("tokens in", "#try-state")
-        assert "Say hello" in chromium.finds("#try-answer .words").text
-        assert chromium.complaints() == []
-        chromium.runs("document.getElementById('try-model').value = 'fault-429'")
-        chromium.presses("#try-send")
-        chromium.reads("Failed", "#try-state")
-        assert chromium.finds("#try-answer .error").text
+    def user():
+        chromium.log_in()
+        chromium.open_page("/connect")
+        chromium.click("#try-send")
+        chromium.wait_for_text("Done in", "#try-state")
+        chromium.wait_for_text("tokens in", "#try-state")
+        assert "Say hello" in chromium.find("#try-answer .words").text
+        assert chromium.console_messages() == []
+        chromium.run_script("document.getElementById('try-model').value = 'fault-429'")
+        chromium.click("#try-send")
+        chromium.wait_for_text("Failed", "#try-state")
+        assert chromium.find("#try-answer .error").text
 
-    def impatient():
-        chromium.opens("/connect")
-        chromium.presses("#try-send")
-        chromium.reads("Streaming", "#try-state")
-        chromium.presses("#try-stop")
-        chromium.reads("Stopped", "#try-state")
+    def stop_early():
+        chromium.open_page("/connect")
+        chromium.click("#try-send")
+        chromium.wait_for_text("Streaming", "#try-state")
+        chromium.click("#try-stop")
+        chromium.wait_for_text("Stopped", "#try-state")
 
-    async with serving_to(chromium, tmp_path) as emulator:
-        await by(chromium, person)
+    async with dashboard_server(chromium, tmp_path) as emulator:
+        await run_steps(chromium, user)
         emulator.delay = 1.0
-        await by(chromium, impatient)
+        await run_steps(chromium, stop_early)
 
 
-async def test_a_key_is_made_copied_tried_and_revoked(chromium, tmp_path):
-    """From the form to the box, with the key that is shown once."""
+async def test_a_key_is_created_copied_used_and_revoked(chromium, tmp_path):
+    """A key from the form works in the playground, and is shown once."""
 
-    def person():
-        chromium.logs_in()
-        chromium.opens("/keys")
-        chromium.types("input[name=name]", "bob\n")
-        secret = chromium.waits(lambda: chromium.finds("#secret").text)
-        chromium.presses("[data-copy=secret]")
-        chromium.waits(lambda: chromium.finds("[data-copy=secret]").text in ("Copied", "Selected"))
-        chromium.opens("/connect")
-        chromium.presses("#try-send")
-        chromium.reads("Failed", "#try-state")
-        chromium.types("#try-key", secret)
-        chromium.presses("#try-send")
-        chromium.reads("Done in", "#try-state")
-        chromium.opens("/keys")
+    def user():
+        chromium.log_in()
+        chromium.open_page("/keys")
+        chromium.type_text("input[name=name]", "bob\n")
+        secret = chromium.wait_for(lambda: chromium.find("#secret").text)
+        chromium.click("[data-copy=secret]")
+        chromium.wait_for(lambda: chromium.find("[data-copy=secret]").text in ("Copied", "Selected"))
+        chromium.open_page("/connect")
+        chromium.click("#try-send")
+        chromium.wait_for_text("Failed", "#try-state")
+        chromium.type_text("#try-key", secret)
+        chromium.click("#try-send")
+        chromium.wait_for_text("Done in", "#try-state")
+        chromium.open_page("/keys")
         assert secret not in chromium.driver.page_source
-        chromium.presses(".sure summary")
-        chromium.presses(".sure button")
-        chromium.reads("revoked")
+        chromium.click(".sure summary")
+        chromium.click(".sure button")
+        chromium.wait_for_text("revoked")
 
-    async with serving_to(chromium, tmp_path):
-        await by(chromium, person)
+    async with dashboard_server(chromium, tmp_path):
+        await run_steps(chromium, user)
 
 
-async def test_signing_in_is_followed(chromium, tmp_path):
-    """The page shows the code and the QR code, and says by itself that it was approved."""
-    async with serving_to(chromium, tmp_path) as emulator:
+async def test_a_login_is_followed(chromium, tmp_path):
+    """The page shows the code and the QR code, and updates by itself after the approval."""
+    async with dashboard_server(chromium, tmp_path) as emulator:
 
-        def begins():
-            chromium.logs_in()
-            chromium.opens("/accounts")
-            chromium.presses(".account form button")
-            assert chromium.finds("svg.qr").size["width"] > 150
-            return chromium.finds(".code").text
+        def start_login():
+            chromium.log_in()
+            chromium.open_page("/accounts")
+            chromium.click(".account form button")
+            assert chromium.find("svg.qr").size["width"] > 150
+            return chromium.find(".code").text
 
-        code = await trio.to_thread.run_sync(begins)
+        code = await trio.to_thread.run_sync(start_login)
         assert emulator.identity.decide(code)
-        await by(chromium, partial(chromium.reads, "Logged in."))
-        assert await trio.to_thread.run_sync(chromium.complaints) == []
+        await run_steps(chromium, partial(chromium.wait_for_text, "Logged in."))
+        assert await trio.to_thread.run_sync(chromium.console_messages) == []
 
 
 CONTRAST = """
@@ -284,31 +287,33 @@ return bad;
 
 
 async def test_every_page_is_readable_in_light_and_dark_and_on_a_phone(chromium, tmp_path):
-    """4.5:1 for all text, nothing wider than 360 points, nothing fetched from elsewhere, nothing that breaks
+    """Text has a contrast of 4.5:1, no page is wider than 360 points or loads from elsewhere, and none breaks
     the policy."""
 
-    def person():
-        chromium.logs_in()
-        chromium.opens("/connect")
-        chromium.presses("#try-send")
-        chromium.reads("Done in", "#try-state")
-        chromium.opens("/keys")
-        chromium.types("input[name=name]", "bob")
-        chromium.types("input[name=requests]", "100\n")
-        chromium.waits(lambda: chromium.finds("#secret"))
+    def user():
+        chromium.log_in()
+        chromium.open_page("/connect")
+        chromium.click("#try-send")
+        chromium.wait_for_text("Done in", "#try-state")
+        chromium.open_page("/keys")
+        chromium.type_text("input[name=name]", "bob")
+        chromium.type_text("input[name=requests]", "100\n")
+        chromium.wait_for(lambda: chromium.find("#secret"))
         for width, dark in ((1280, False), (1280, True), (360, False), (360, True)):
-            chromium.sees(width, dark=dark)
+            chromium.set_window(width, dark=dark)
             for page in PAGES:
-                chromium.opens(page)
-                chromium.runs("document.querySelectorAll('details').forEach((each) => each.open = true)")
+                chromium.open_page(page)
+                chromium.run_script(
+                    "document.querySelectorAll('details').forEach((each) => each.open = true)"
+                )
                 where = (page, width, dark)
-                assert chromium.runs(CONTRAST) == [], where
-                assert chromium.runs("return document.documentElement.scrollWidth") <= width, where
-                loaded = chromium.runs(
+                assert chromium.run_script(CONTRAST) == [], where
+                assert chromium.run_script("return document.documentElement.scrollWidth") <= width, where
+                loaded = chromium.run_script(
                     "return performance.getEntriesByType('resource').map((each) => each.name)"
                 )
                 assert all(name.startswith(chromium.url) for name in loaded), where
-        assert chromium.complaints() == []
+        assert chromium.console_messages() == []
 
-    async with serving_to(chromium, tmp_path):
-        await by(chromium, person)
+    async with dashboard_server(chromium, tmp_path):
+        await run_steps(chromium, user)

@@ -1,4 +1,4 @@
-"""The dashboard behind a reverse proxy that serves it under a path."""
+"""The dashboard works behind a reverse proxy that serves it under a path."""
 
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ TARGETS = ("href", "src", "action", "data-refresh", "data-url")
 
 
 def proxied(app, *, strips):
-    """An app behind a reverse proxy, which removes the prefix or leaves it."""
+    """Return an app behind a reverse proxy, which removes the prefix or keeps it."""
 
     async def serve(scope, receive, send):
         assert scope["path"].startswith(f"{ROOT}/"), scope["path"]
@@ -28,7 +28,7 @@ def proxied(app, *, strips):
 
 @pytest.mark.parametrize("strips", [True, False], ids=["prefix removed", "prefix kept"])
 async def test_a_visit(strips, tmp_path):
-    """Links, forms, redirects, scripts' URLs and the cookie of every page lead through the proxy."""
+    """Links, forms, redirects, scripts' URLs and the cookie of every page include the prefix."""
     settings = {"admin_key": ADMIN_KEY, "root_path": ROOT, "keys_file": str(tmp_path / "keys.json")}
     async with world(ledger=str(tmp_path / "ledger.sqlite3"), **settings) as it:
         assert (await it.post(HELLO))[0] == 200
@@ -37,9 +37,9 @@ async def test_a_visit(strips, tmp_path):
         assert first.status == 303
         login = f"{ROOT}/dashboard/login"
         assert first.headers["location"] == f"{login}?next=/dashboard"
-        entered = await browser.fill(await browser.get(login), login, key=ADMIN_KEY)
-        assert (entered.status, entered.headers["location"]) == (303, f"{ROOT}/dashboard")
-        assert f"Path={ROOT}/dashboard;" in entered.headers["set-cookie"]
+        logged_in = await browser.fill(await browser.get(login), login, key=ADMIN_KEY)
+        assert (logged_in.status, logged_in.headers["location"]) == (303, f"{ROOT}/dashboard")
+        assert f"Path={ROOT}/dashboard;" in logged_in.headers["set-cookie"]
         for path in PAGES:
             page = await browser.get(f"{ROOT}/dashboard{path}")
             assert page.status == 200
@@ -62,7 +62,7 @@ async def test_a_visit(strips, tmp_path):
 
 @pytest.mark.parametrize("strips", [True, False], ids=["prefix removed", "prefix kept"])
 async def test_the_api(strips, autojump_clock):
-    """Requests to models and the description of the server work under the path, by either kind of proxy."""
+    """Model requests and the server's description work under the path, with either kind of proxy."""
     async with world(root_path=ROOT) as it:
         it = replace(it, client=type(it.client)(proxied(it.app, strips=strips)))
         assert (await it.post(HELLO, f"{ROOT}/v1/chat/completions"))[0] == 200
@@ -71,7 +71,7 @@ async def test_the_api(strips, autojump_clock):
 
 
 async def test_the_root_path_of_the_asgi_server():
-    """Without the setting, the path that the ASGI server announces counts."""
+    """Without the setting, the path that the ASGI server announces applies."""
     async with world(admin_key=ADMIN_KEY) as it:
 
         async def serve(scope, receive, send):
@@ -82,7 +82,7 @@ async def test_the_root_path_of_the_asgi_server():
 
 
 @pytest.mark.parametrize("path", ["qproxy", "/", "/a/", "//a", "/a b", "/a;b", "/a\nb", '/"', "http://x/a"])
-def test_what_is_no_root_path(path):
+def test_an_invalid_root_path(path):
     """Anything but a path without a slash at its end is rejected at the start."""
     with pytest.raises(ConfigError, match="root_path"):
         Config(root_path=path, accounts=accounts("one")).check(lambda config: False)

@@ -1,4 +1,4 @@
-"""What the pages show, and what their forms do: HTML through the app in memory, read by a parser."""
+"""The pages show their content and their forms work: HTML through the app in memory, read by a parser."""
 
 import fcntl
 import json
@@ -41,33 +41,32 @@ STATIC = (
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
-def shown(tmp_path, **settings):
-    """A server with everything that a page can show on disk."""
+def dashboard_world(tmp_path, **settings):
+    """Return a server with all files that a page can show."""
     files = {"ledger": str(tmp_path / "ledger.sqlite3"), "keys_file": str(tmp_path / "keys.json")}
     files["audit_file"] = str(tmp_path / "audit.jsonl")
     return world(**{"admin_key": ADMIN_KEY, **files, **settings})
 
 
-async def entered(it):
+async def log_in(it):
     browser = Browser(it.app)
     assert (await browser.login()).status == 200
     return browser
 
 
 def record(number=1, **fields):
-    made = RequestRecord(f"req_{number}", "POST", "/v1/chat/completions", "/chat/completions")
-    made.relay = RelayRecord(model="qwen3.7-plus", served_model="qwen3.7-plus", account="one", attempts=1)
-    made.status, made.outcome, made.ended_at = 200, "ok", made.started_at + 2.5
+    entry = RequestRecord(f"req_{number}", "POST", "/v1/chat/completions", "/chat/completions")
+    entry.relay = RelayRecord(model="qwen3.7-plus", served_model="qwen3.7-plus", account="one", attempts=1)
+    entry.status, entry.outcome, entry.ended_at = 200, "ok", entry.started_at + 2.5
     for name, value in fields.items():
-        setattr(made, name, value)
-    return made
+        setattr(entry, name, value)
+    return entry
 
 
-async def test_every_page_is_whole_html_and_brings_its_own(tmp_path):
-    """Balanced elements, labels on every control, one h1, no inline script or style, nothing from
-    elsewhere."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+async def test_every_page_is_valid_and_self_contained(tmp_path):
+    """A page has balanced elements, one h1, no inline script or style, and no external reference."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         assert (await it.post(HELLO))[0] == 200
         for path in STATIC:
             page = await browser.get(path)
@@ -98,9 +97,9 @@ def mark(page):
 
 
 async def test_every_control_has_a_label(tmp_path):
-    """A control is within a label, hidden, or a button with words."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    """A control is within a label, hidden, or a button with text."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         for path in STATIC:
             page = await browser.get(path)
             loose = re.sub(r"<label.*?</label>", "", page.html, flags=re.DOTALL)
@@ -109,9 +108,9 @@ async def test_every_control_has_a_label(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["style.css", "script.js", "icon.svg"])
-async def test_the_files_are_served_by_us(name, tmp_path):
-    """To whoever asks, for as long as they stay the same."""
-    async with shown(tmp_path) as it:
+async def test_static_files_are_served(name, tmp_path):
+    """Static files are public, and cached as immutable."""
+    async with dashboard_world(tmp_path) as it:
         page = await Browser(it.app).get(f"/dashboard/static/{name}")
         assert page.status == 200
         assert "immutable" in page.headers["cache-control"]
@@ -119,9 +118,10 @@ async def test_the_files_are_served_by_us(name, tmp_path):
 
 
 async def test_a_live_request_and_its_end(tmp_path):
-    """While it streams it is under way, with who asked for what; then it is in the list, with its story."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    """A streaming request is listed as in flight with its client and model, and later in the list with its
+    summary."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         body = b"""{"model": "qwen3.7-plus", "stream": true,
             "messages": [{"role": "user", "content": "my secret question"}]}"""
         fields = [(b"content-type", b"application/json")]
@@ -136,19 +136,19 @@ async def test_a_live_request_and_its_end(tmp_path):
         page = await browser.get("/dashboard")
         assert "0 requests in flight" in page.text
         links = [v["href"] for v in page.all("a") if v["href"].startswith("/dashboard/requests/")]
-        story = await browser.get(links[0])
+        summary = await browser.get(links[0])
         assert (
             "A client without an API key requested qwen3.7-plus from /chat/completions, streamed."
-            in story.text
+            in summary.text
         )
-        assert "Account one was used for qwen3.7-plus." in story.text
-        assert "my secret question" not in page.html + story.html + live.html
+        assert "Account one was used for qwen3.7-plus." in summary.text
+        assert "my secret question" not in page.html + summary.html + live.html
 
 
-async def test_looking_is_not_counted(tmp_path):
-    """The moving part, asked every second, leaves no line and no count."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+async def test_the_live_part_is_not_counted(tmp_path):
+    """The part that refreshes every second leaves no log line and no count."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         before = it.server.state.counters.outcomes.total()
         for _ in range(3):
             await browser.get("/dashboard/live")
@@ -157,15 +157,15 @@ async def test_looking_is_not_counted(tmp_path):
 
 @pytest.mark.parametrize("period", ["1h", "24h", "7d", "30d", "nonsense"])
 async def test_charts_and_sums(tmp_path, period):
-    """Requests, tokens, errors and speeds of the span, drawn and as numbers."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    """The page has requests, tokens, errors and speeds of the period, as charts and numbers."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         usage = Usage(prompt_tokens=1000, completion_tokens=500)
         for number in range(4):
-            made = record(number, first_byte=0.25)
-            made.relay.usage = usage
-            made.outcome = "upstream_truncated" if number == 3 else "ok"
-            it.server.state.ledger.record(made)
+            entry = record(number, first_byte=0.25)
+            entry.relay.usage = usage
+            entry.outcome = "upstream_truncated" if number == 3 else "ok"
+            it.server.state.ledger.record(entry)
         page = await browser.get(f"/dashboard?period={period}")
         assert "Requests 4 Failed 1 25.0%" in page.text
         assert "Tokens in 4,000 Tokens out 2,000" in page.text
@@ -177,9 +177,9 @@ async def test_charts_and_sums(tmp_path, period):
 
 
 async def test_pages_without_a_ledger():
-    """Each says why it has nothing to show."""
+    """A page without a ledger explains that it is off."""
     async with world(admin_key=ADMIN_KEY, ledger="none") as it:
-        browser = await entered(it)
+        browser = await log_in(it)
         for path in ("/dashboard", "/dashboard/requests", "/dashboard/accounts"):
             page = await browser.get(path)
             assert page.status == 200
@@ -189,18 +189,18 @@ async def test_pages_without_a_ledger():
 
 
 async def test_pages_with_a_broken_ledger(tmp_path):
-    """A file that is no ledger is said on the page, which is shown all the same."""
+    """An invalid ledger file is reported on the page, which still works."""
     (tmp_path / "ledger.sqlite3").write_bytes(b"not a database" * 100)
-    async with shown(tmp_path) as it:
-        page = await (await entered(it)).get("/dashboard")
+    async with dashboard_world(tmp_path) as it:
+        page = await (await log_in(it)).get("/dashboard")
         assert page.status == 200
         assert "The usage ledger did not respond" in page.text
 
 
-async def test_the_list_is_looked_through(tmp_path):
-    """By outcome, model, account and key; fifty a page, the older ones behind a link."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+async def test_the_list_is_filtered_and_paged(tmp_path):
+    """The list filters by outcome and model, and links to older requests after fifty."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         for number in range(60):
             it.server.state.ledger.record(
                 record(number, outcome="ok" if number else "error", error=None if number else "boom")
@@ -218,52 +218,56 @@ async def test_the_list_is_looked_through(tmp_path):
         assert (await browser.get("/dashboard/requests/req_99")).status == 404
 
 
-def test_a_story_tells_everything():
-    """Tries, tools, rules, repairs, tokens and times, each in a sentence."""
-    made = record(
+def test_a_summary_is_complete():
+    """The summary has attempts, tools, rules, repairs, tokens and times, each in a sentence."""
+    entry = record(
         key="bob",
         stream=True,
         first_byte=0.4,
         finish_reason="stop",
         tools=[ToolRunRecord("calc", True, 0.1), ToolRunRecord("calc", False, 0.1)],
     )
-    story = made.relay
-    story.failures, story.attempts, story.account = [FailedAttempt("one", "rate_limit_exceeded")], 2, "two"
-    story.rules, story.usage = (
+    summary = entry.relay
+    summary.failures, summary.attempts, summary.account = (
+        [FailedAttempt("one", "rate_limit_exceeded")],
+        2,
+        "two",
+    )
+    summary.rules, summary.usage = (
         ("developer_role",),
         Usage(100, 50, 150, {"cached_tokens": 10}, {"reasoning_tokens": 20}),
     )
-    story.repairs["index_missing"] = 2
-    told = summaries.summarize(to_row(made, 1.0, Pricing()))
-    assert told[0] == "API key bob requested qwen3.7-plus from /chat/completions, streamed."
-    assert told[1] == "Account one failed: rate_limit_exceeded."
-    assert told[2] == "Account two was used for qwen3.7-plus on attempt 2."
-    assert told[3].startswith("First event after 400 ms; finished after 2.5 s")
-    assert told[3].endswith("answered, status 200, finish reason stop.")
-    assert told[4].startswith("100 tokens in (10 cached), 50 out (20 reasoning).")
-    assert told[5:7] == [
+    summary.repairs["index_missing"] = 2
+    summary_lines = summaries.summarize(to_row(entry, 1.0, Pricing()))
+    assert summary_lines[0] == "API key bob requested qwen3.7-plus from /chat/completions, streamed."
+    assert summary_lines[1] == "Account one failed: rate_limit_exceeded."
+    assert summary_lines[2] == "Account two was used for qwen3.7-plus on attempt 2."
+    assert summary_lines[3].startswith("First event after 400 ms; finished after 2.5 s")
+    assert summary_lines[3].endswith("answered, status 200, finish reason stop.")
+    assert summary_lines[4].startswith("100 tokens in (10 cached), 50 out (20 reasoning).")
+    assert summary_lines[5:7] == [
         "The server ran tool calc 1 time.",
         "The server ran tool calc 1 time, which failed.",
     ]
-    assert told[7].startswith("Rule developer_role: ")
-    assert told[8].startswith("Repaired 2 times, index_missing: an entry without an index")
+    assert summary_lines[7].startswith("Rule developer_role: ")
+    assert summary_lines[8].startswith("Repaired 2 times, index_missing: an entry without an index")
 
 
-def test_the_story_of_a_request_that_nobody_served():
-    """It reached no account, and has neither tokens nor a first event."""
-    made = record(outcome="error", error="account_unavailable", status=503)
-    made.relay.account, made.relay.attempts = None, 0
-    told = summaries.summarize(to_row(made, 1.0, Pricing()))
-    assert told[1] == "The request reached no account."
-    assert told[2] == "Finished after 2.5 s: refused, status 503, error account_unavailable."
-    assert len(told) == 3
+def test_the_summary_of_a_request_without_an_account():
+    """A request that reached no account has neither tokens nor a first event."""
+    entry = record(outcome="error", error="account_unavailable", status=503)
+    entry.relay.account, entry.relay.attempts = None, 0
+    summary_lines = summaries.summarize(to_row(entry, 1.0, Pricing()))
+    assert summary_lines[1] == "The request reached no account."
+    assert summary_lines[2] == "Finished after 2.5 s: refused, status 503, error account_unavailable."
+    assert len(summary_lines) == 3
 
 
-async def test_accounts_in_words(tmp_path):
-    """State, rests, refused models, quota and its windows as bars."""
+async def test_the_page_of_accounts(tmp_path):
+    """The page has state, cooldowns, rejected models, quota and its windows as bars."""
     names = accounts("one", allowance={"5h": 10}, rpm=60) + accounts("two")
-    async with shown(tmp_path, accounts=names) as it:
-        browser = await entered(it)
+    async with dashboard_world(tmp_path, accounts=names) as it:
+        browser = await log_in(it)
         one, two = it.server.state.relay.accounts.accounts
         now = trio.current_time()
         for number in range(9):
@@ -286,10 +290,10 @@ async def test_accounts_in_words(tmp_path):
         assert "not for qwen-x this model; available in 10 min" in page.text
 
 
-async def test_an_account_is_woken_by_a_button(tmp_path):
+async def test_a_button_ends_cooldowns(tmp_path):
     """The button, with the session's token, ends what makes an account wait."""
-    async with shown(tmp_path, accounts=accounts("one")) as it:
-        browser = await entered(it)
+    async with dashboard_world(tmp_path, accounts=accounts("one")) as it:
+        browser = await log_in(it)
         (one,) = it.server.state.relay.accounts.accounts
         page = await browser.get("/dashboard/accounts")
         assert "unknown" in page.text
@@ -302,18 +306,18 @@ async def test_an_account_is_woken_by_a_button(tmp_path):
         page = await browser.get("/dashboard/accounts")
         assert "End cooldowns now" in page.text
         action = "/dashboard/accounts/one/wake"
-        refused = await browser.post(action, {"token": "guessed"})
-        assert (refused.status, list(one.cooldowns)) == (403, [""])
+        rejected = await browser.post(action, {"token": "guessed"})
+        assert (rejected.status, list(one.cooldowns)) == (403, [""])
         await browser.fill(page, action)
         assert (one.cooldowns, one.quota) == ({}, None)
-        gone = await browser.post("/dashboard/accounts/nobody/wake", {"token": page.token})
-        assert gone.status == 404
+        missing = await browser.post("/dashboard/accounts/nobody/wake", {"token": page.token})
+        assert missing.status == 404
 
 
 async def test_learned_rules_are_shown_and_forgotten(tmp_path):
-    """What rejections have taught is on the account's card, with a button that forgets it."""
-    async with shown(tmp_path, accounts=accounts("one")) as it:
-        browser = await entered(it)
+    """Rules learned from rejections are on the account's card, with a button that forgets them."""
+    async with dashboard_world(tmp_path, accounts=accounts("one")) as it:
+        browser = await log_in(it)
         (one,) = it.server.state.relay.accounts.accounts
         one.learned_rules.add("m", ["temperature"], one.wall_clock())
         page = await browser.get("/dashboard/accounts")
@@ -323,18 +327,18 @@ async def test_learned_rules_are_shown_and_forgotten(tmp_path):
         assert not list(one.learned_rules)
 
 
-def test_an_allowance_is_for_a_window_that_there_is():
+def test_an_allowance_requires_a_known_window():
     """A misspelled window is a configuration error that names it."""
     with pytest.raises(ConfigError, match="'fortnight'"):
         resolve_account(AccountConfig("one", base_url="http://one.test", key="k", allowance={"fortnight": 1}))
 
 
-async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
-    """The key is in the answer to the form, works, and is never shown again."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+async def test_a_key_is_shown_once_and_revoked(tmp_path):
+    """The response to the form has the key, which works and is never shown again."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         page = await browser.get("/dashboard/keys")
-        wanted = {
+        form_fields = {
             "name": "bob",
             "expires": "30d",
             "rpm": "60",
@@ -342,10 +346,10 @@ async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
             "window": "month",
             "requests": "100",
         }
-        made = await browser.fill(page, "/dashboard/keys", **wanted)
-        assert made.status == 201
-        assert made.headers["cache-control"] == "no-store"
-        secret = re.findall(r"sk-qproxy-[\w-]+", made.html)[0]
+        created = await browser.fill(page, "/dashboard/keys", **form_fields)
+        assert created.status == 201
+        assert created.headers["cache-control"] == "no-store"
+        secret = re.findall(r"sk-qproxy-[\w-]+", created.html)[0]
         (key,) = key_file.read(tmp_path / "keys.json")
         assert (key.name, key.rpm, key.models) == ("bob", 60, ("qwen3*", "qwen-max"))
         assert (key.budgets[0].window, key.budgets[0].requests) == ("month", 100)
@@ -382,9 +386,9 @@ WRONG = {
 
 @pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
 async def test_a_form_with_a_mistake(tmp_path, fields):
-    """It is told, the form keeps what was typed, and no key is made."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    """A mistake is reported, the form keeps its values, and no key is created."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         page = await browser.get("/dashboard/keys")
         answer = await browser.fill(page, "/dashboard/keys", **{"name": "bob", **fields})
         assert answer.status == 400
@@ -396,21 +400,21 @@ async def test_a_form_with_a_mistake(tmp_path, fields):
 
 
 async def test_two_keys_of_one_name(tmp_path):
-    """The second is refused; so is revoking a key that there is not."""
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    """A second key with a used name is rejected, and so is revoking an unknown key."""
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         page = await browser.get("/dashboard/keys")
         assert (await browser.fill(page, "/dashboard/keys", name="bob")).status == 201
         assert (await browser.fill(page, "/dashboard/keys", name="bob")).status == 409
-        gone = await browser.post("/dashboard/keys/revoke", {"token": page.token, "id": "key_nobody"})
-        assert gone.status == 409
+        missing = await browser.post("/dashboard/keys/revoke", {"token": page.token, "id": "key_nobody"})
+        assert missing.status == 409
 
 
-async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
-    """Waiting for its lock has an end, and the page says so."""
+async def test_a_locked_key_file(tmp_path, monkeypatch):
+    """The wait for the lock of the key file ends with an error page."""
     monkeypatch.setattr(local_api_keys, "CHANGE_TIMEOUT", 0.05)
-    async with shown(tmp_path) as it:
-        browser = await entered(it)
+    async with dashboard_world(tmp_path) as it:
+        browser = await log_in(it)
         page = await browser.get("/dashboard/keys")
         with (tmp_path / "keys.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -420,7 +424,7 @@ async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
 
 
 async def test_tools_and_their_sandbox(tmp_path):
-    """Each tool with what holds it; without a sandbox the fenced ones are refused, with the reason."""
+    """Each tool has its sandbox; without one, tools that require it are unavailable, with the reason."""
 
     async def none():
         return SandboxUnavailable("there is no bubblewrap here")
@@ -429,34 +433,34 @@ async def test_tools_and_their_sandbox(tmp_path):
         ToolConfig(name="fenced", description="Held", argv=["/bin/true"]),
         ToolConfig(name="free", description="Not held", argv=["/bin/true"], sandbox="none", policy="always"),
     )
-    async with shown(tmp_path, tools=tools, site=SystemSandbox(none)) as it:
-        page = await (await entered(it)).get("/dashboard/tools")
+    async with dashboard_world(tmp_path, tools=tools, site=SystemSandbox(none)) as it:
+        page = await (await log_in(it)).get("/dashboard/tools")
         assert "no sandbox is available: there is no bubblewrap here" in page.text
         assert "fenced Held unavailable" in page.text
         assert "free Not held available command without a sandbox always" in page.text
-    async with shown(tmp_path) as it:
-        page = await (await entered(it)).get("/dashboard/tools")
+    async with dashboard_world(tmp_path) as it:
+        page = await (await log_in(it)).get("/dashboard/tools")
         assert "This server runs no tools" in page.text
         assert "Not required by any tool" in page.text
 
 
-async def test_signing_in_by_the_dashboard(tmp_path):
-    """Code, link and QR code; approved it is signed in; cancelled it is over."""
+async def test_a_login_on_the_dashboard(tmp_path):
+    """The login shows code, link and QR code; approval logs in, and cancelling ends it."""
     emulator = Emulator(identity=IdentityServer(interval=0.01))
     emulator.identity.resource_url = "http://identity.test"
     urls = {
-        f"oauth_{what}_url": f"http://localhost/api/v1/oauth2/{path}"
-        for what, path in (("device", "device/code"), ("token", "token"))
+        f"oauth_{endpoint}_url": f"http://localhost/api/v1/oauth2/{path}"
+        for endpoint, path in (("device", "device/code"), ("token", "token"))
     }
     me = AccountConfig("me", kind="oauth", credentials=str(tmp_path / "me"))
-    async with shown(
+    async with dashboard_world(
         tmp_path,
         emulator=emulator,
         accounts=(me, *accounts("keyed")),
         oauth_hosts=["http://identity.test"],
         **urls,
     ) as it:
-        browser = await entered(it)
+        browser = await log_in(it)
         path = "/dashboard/accounts/me/login"
         begin = await browser.get(path)
         assert "No login in progress" in begin.text
@@ -487,7 +491,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
 
 
 async def test_recipes_are_those_of_the_docs(tmp_path):
-    """What is to be copied is what docs/clients.md has, with this server's address, model and key."""
+    """The recipes to copy equal docs/clients.md, with this server's address, model and key."""
     page = Path(__file__).parents[2].joinpath("docs/clients.md").read_text()
     found = connect.recipes()
     assert len(found) >= 6
@@ -495,8 +499,8 @@ async def test_recipes_are_those_of_the_docs(tmp_path):
         section = page.partition(f"\n## {recipe.name}\n")[2].partition("\n## ")[0]
         assert recipe.text.strip() in section, recipe.name
         assert recipe.note.strip() in section
-    async with shown(tmp_path, default_model="qwen-mine") as it:
-        browser = await entered(it)
+    async with dashboard_world(tmp_path, default_model="qwen-mine") as it:
+        browser = await log_in(it)
         browser.host = "qproxy.example:8443"
         browser.scheme = "https"
         shown_page = await browser.get("/dashboard/connect")
@@ -510,52 +514,60 @@ async def test_recipes_are_those_of_the_docs(tmp_path):
 
 
 async def test_nothing_from_outside_becomes_html(tmp_path):
-    """A script in every field of the ledger, the accounts, the keys, the tools and the address is text."""
-    evil = EVIL
-    one = AccountConfig("e" + evil.replace("/", ""), base_url="http://one.test/v1", key="k", plan=evil)
+    """A script in any field of the ledger, the accounts, the keys, the tools and the address is shown as
+    text."""
+    script = EVIL
+    one = AccountConfig("e" + script.replace("/", ""), base_url="http://one.test/v1", key="k", plan=script)
 
-    tools = (ToolConfig(name="t", description=evil, argv=["/bin/true"], sandbox="none"),)
-    async with shown(tmp_path, accounts=(one,), tools=tools, default_model=evil, models=[evil]) as it:
-        browser = await entered(it)
+    tools = (ToolConfig(name="t", description=script, argv=["/bin/true"], sandbox="none"),)
+    async with dashboard_world(
+        tmp_path, accounts=(one,), tools=tools, default_model=script, models=[script]
+    ) as it:
+        browser = await log_in(it)
         (account,) = it.server.state.relay.accounts.accounts
-        account.quota = account.last_error = evil
+        account.quota = account.last_error = script
         account.last_error_at = time.time()
-        account.cooldowns[evil] = account.cooldowns[""] = _rest(evil)
-        made = record(
-            1, key=evil, endpoint=evil, error=evil, finish_reason=evil, tools=[ToolRunRecord(evil, True, 0.1)]
+        account.cooldowns[script] = account.cooldowns[""] = _cooldown(script)
+        entry = record(
+            1,
+            key=script,
+            endpoint=script,
+            error=script,
+            finish_reason=script,
+            tools=[ToolRunRecord(script, True, 0.1)],
         )
-        story = made.relay
-        story.model = story.served_model = story.account = story.upstream_request_id = evil
-        story.failures, story.attempts, story.rules = [FailedAttempt(evil, evil)], 2, (evil,)
-        story.repairs[evil] = 1
-        it.server.state.ledger.record(made)
-        live = record(2, key=evil, endpoint=evil, ended_at=None)
-        live.relay.model = live.relay.account = evil
+        summary = entry.relay
+        summary.model = summary.served_model = summary.account = summary.upstream_request_id = script
+        summary.failures, summary.attempts, summary.rules = [FailedAttempt(script, script)], 2, (script,)
+        summary.repairs[script] = 1
+        it.server.state.ledger.record(entry)
+        live = record(2, key=script, endpoint=script, ended_at=None)
+        live.relay.model = live.relay.account = script
         it.server.state.counters.request_started(live)
-        key_file.create(tmp_path / "keys.json", name=evil, models=(evil,))
+        key_file.create(tmp_path / "keys.json", name=script, models=(script,))
         paths = [
             *STATIC,
             "/dashboard/live",
             "/dashboard/requests/req_1",
-            f"/dashboard/requests?model={_quoted(evil)}",
+            f"/dashboard/requests?model={_quoted(script)}",
         ]
         for path in [
             *paths,
-            f"/dashboard/login?next={_quoted(evil)}",
-            "/dashboard/requests/" + _quoted(evil.replace("/", "")),
+            f"/dashboard/login?next={_quoted(script)}",
+            "/dashboard/requests/" + _quoted(script.replace("/", "")),
         ]:
             page = await browser.get(path)
             _check_escaped(page, path)
-        out = Browser(it.app, host=evil.replace(" ", ""))
-        _check_escaped(await out.get(f"/dashboard/login?next={_quoted(evil)}"), "login")
+        out = Browser(it.app, host=script.replace(" ", ""))
+        _check_escaped(await out.get(f"/dashboard/login?next={_quoted(script)}"), "login")
         form = await browser.get("/dashboard/keys")
         _check_escaped(
-            await browser.fill(form, "/dashboard/keys", name=evil[:60], rpm=evil), "a form with a mistake"
+            await browser.fill(form, "/dashboard/keys", name=script[:60], rpm=script), "a form with a mistake"
         )
-        _check_escaped(await browser.fill(form, "/dashboard/keys", name=evil[:50]), "a key that was made")
+        _check_escaped(await browser.fill(form, "/dashboard/keys", name=script[:50]), "a key that was made")
 
 
-def _rest(why):
+def _cooldown(why):
     return Cooldown(trio.current_time() + 1000, trio.current_time(), why)
 
 

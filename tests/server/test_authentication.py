@@ -1,4 +1,4 @@
-"""Who may use the server: hosts, keys, pages; and which bodies it accepts."""
+"""The server authenticates hosts, keys and pages, and accepts only JSON bodies from pages."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def authentication(*, api_keys=(), admin_key=None, allowed_hosts=(), insecure_no
     "host", ["localhost", "localhost:8787", "127.0.0.1:80", "[::1]:8787", "a.localhost.", ""]
 )
 def test_names_of_this_machine(host):
-    """Whoever calls this machine by its own name may come in."""
+    """A request that names this machine is accepted on loopback."""
     assert authentication().authenticate({"host": host}, LOOPBACK) is None
 
 
@@ -53,11 +53,11 @@ def test_names_of_this_machine(host):
     ],
 )  # fmt: skip
 def test_a_foreign_name_for_this_machine(host):
-    """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no
-    loopback."""
-    with pytest.raises(RequestError, match="allowed_hosts") as refusal:
+    """Another name for loopback is DNS rebinding, unless it is allowed, keys are required, or the address is
+    not loopback."""
+    with pytest.raises(RequestError, match="allowed_hosts") as rejection:
         authentication().authenticate({"host": host}, LOOPBACK)
-    assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
+    assert (rejection.value.status, rejection.value.code) == (403, "host_not_allowed")
     assert (
         authentication(insecure_no_auth=True).authenticate({"host": host}, {"server": ("192.0.2.7", 8787)})
         is None
@@ -68,14 +68,14 @@ def test_a_foreign_name_for_this_machine(host):
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"])
-def test_another_machines_way_in_without_keys(address, caplog):
-    """An address that other machines reach is served with keys or on the operator's word only, whatever
-    started the server; the log says so once."""
-    door, scope = authentication(), {"server": (address, 8787)}
+def test_a_public_address_without_keys(address, caplog):
+    """An address that other machines reach requires keys or insecure_no_auth, whatever started the server;
+    one log line reports it."""
+    auth, scope = authentication(), {"server": (address, 8787)}
     for _ in range(2):
-        with pytest.raises(RequestError, match="qproxy keys create") as refusal:
-            door.authenticate({"host": "localhost"}, scope)
-        assert (refusal.value.status, refusal.value.code) == (403, "keys_required")
+        with pytest.raises(RequestError, match="qproxy keys create") as rejection:
+            auth.authenticate({"host": "localhost"}, scope)
+        assert (rejection.value.status, rejection.value.code) == (403, "keys_required")
     assert [address in record.getMessage() for record in caplog.records] == [True]
     assert authentication(insecure_no_auth=True).authenticate({}, scope) is None
     assert authentication().authenticate({"host": "localhost"}, {"server": None}) is None
@@ -85,17 +85,16 @@ def test_another_machines_way_in_without_keys(address, caplog):
     "origin",
     ["http://[", "http://[::1", "http://[x]:1", "http://]", "null", "\xff", "//", "http://", "a" * 9000],
 )
-def test_an_origin_that_is_no_url(origin):
-    """It is another origin than this machine's, and nothing breaks."""
+def test_an_invalid_origin(origin):
+    """An invalid origin counts as a foreign origin, and raises nothing else."""
     scope = {**LOOPBACK, "client": ("127.0.0.1", 1)}
-    with pytest.raises(RequestError) as refusal:
+    with pytest.raises(RequestError) as rejection:
         require_local({"host": "localhost", "origin": origin}, scope)
-    assert refusal.value.status == 403
+    assert rejection.value.status == 403
 
 
-async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
-    """HTTP/1.1, HTTP/2 and WebSocket on an address that other machines reach: refused in words; health stays
-    open."""
+async def test_keys_are_required_over_every_protocol(autojump_clock):
+    """HTTP/1.1, HTTP/2 and WebSocket on a public address are rejected with a message; health stays open."""
     async with world(insecure_no_auth=False) as it:  # `served` gives connections a public address
         async with h1(it.app) as client:
             for path, status in ((PATH, 403), ("/v1/embeddings", 403), ("/v1/models", 403), ("/livez", 200)):
@@ -119,7 +118,7 @@ async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
 
 
 def test_loopback_names():
-    """Only what can be nothing else counts as loopback."""
+    """Only an unambiguous loopback name counts as loopback."""
     assert all(
         map(is_loopback, ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "localhost", "x.localhost"))
     )
@@ -129,7 +128,7 @@ def test_loopback_names():
 
 
 async def test_the_host_is_checked_on_the_wire(monkeypatch):
-    """HTTP/1.1's Host and HTTP/2's :authority are both looked at, and health is not."""
+    """HTTP/1.1's Host and HTTP/2's :authority are checked, except for health."""
     from tests import helpers
 
     monkeypatch.setattr(helpers._Socket, "getsockname", lambda self: ("127.0.0.1", 2))
@@ -150,8 +149,8 @@ async def test_the_host_is_checked_on_the_wire(monkeypatch):
             assert dict((await client.event(h2.events.ResponseReceived)).headers)[b":status"] == b"403"
 
 
-async def test_a_page_must_say_json():
-    """A request with an Origin cannot be a form's or a blob's: those would come without a preflight."""
+async def test_a_page_must_send_json():
+    """A request with an Origin cannot be a form's or a blob's: those arrive without a preflight."""
     async with world() as it:
         for headers, status in (([], 200), (ORIGIN, 415)):
             async with it.client.request(
@@ -162,15 +161,15 @@ async def test_a_page_must_say_json():
         assert (await it.post(HELLO, headers=ORIGIN))[0] == 200
 
 
-async def test_pages_that_are_allowed():
-    """An allowed page's preflight is answered and it may read every field of ours, of refusals too."""
+async def test_allowed_pages():
+    """An allowed page's preflight succeeds, and the page may read all qproxy headers, also of rejections."""
     async with world(cors_origins=["https://app.test"], api_keys=["k"]) as it:
-        asked = [
+        preflight = [
             *ORIGIN,
             (b"access-control-request-headers", b"x-own"),
             (b"access-control-request-private-network", b"true"),
         ]
-        async with it.client.request("OPTIONS", PATH, headers=asked) as response:
+        async with it.client.request("OPTIONS", PATH, headers=preflight) as response:
             head = dict(response.headers)
             assert response.status == 204
         assert head[b"access-control-allow-headers"] == b"x-own"
@@ -179,8 +178,8 @@ async def test_pages_that_are_allowed():
         assert status == 401
         exposed = headers["access-control-expose-headers"].split(", ")
         assert exposed == [*OPENAI.exposed_headers, *EXPOSED_HEADERS]
-        ours = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
-        assert ours <= set(exposed)
+        extensions = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
+        assert extensions <= set(exposed)
         assert headers["access-control-allow-origin"] == "https://app.test"
         assert (
             "access-control-allow-origin"
@@ -188,8 +187,8 @@ async def test_pages_that_are_allowed():
         )
 
 
-def test_pages_may_read_every_field_of_ours():
-    """No response field of ours is written anywhere that a page's script may not read."""
+def test_pages_may_read_every_qproxy_header():
+    """Every response header that qproxy writes is readable by a page's script."""
     sources = (path.read_text("utf-8") for path in Path(qproxy.__file__).parent.rglob("*.py"))
     written = {name for source in sources for name in re.findall(r'"(x-(?:qproxy|should)-[a-z-]+)"', source)}
     assert "x-qproxy-tools" in written
@@ -197,7 +196,7 @@ def test_pages_may_read_every_field_of_ours():
 
 
 async def test_security_headers():
-    """Every answer says that it is neither a page nor to be guessed at."""
+    """Every response has the headers that forbid sniffing, framing and referrers."""
     async with world() as it:
         for path in ("/livez", "/v1/nope"):
             async with it.client.request("GET", path) as response:
@@ -219,7 +218,7 @@ def test_depth(text, depth):
 
 
 async def test_a_body_that_is_too_deep():
-    """max_json_depth is a clear 400."""
+    """A body beyond max_json_depth is a 400 that names the limit."""
     async with world(max_json_depth=5) as it:
         assert (await it.post(HELLO))[0] == 200
         status, _, body = await it.post({**HELLO, "metadata": [[[[[]]]]]})
@@ -247,22 +246,22 @@ ADMIN_CASES = {
 
 
 @pytest.mark.parametrize(("key", "headers", "peer", "status"), ADMIN_CASES.values(), ids=ADMIN_CASES)
-def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
-    """An admin route wants the admin key; without one, a direct request on the same machine."""
-    door, scope = (
+def test_admin_routes_require_the_operator(key, headers, peer, status):
+    """An admin route requires the admin key, or without one a direct request from the same machine."""
+    auth, scope = (
         authentication(admin_key=key, allowed_hosts=("proxied.test",)),
         {**LOOPBACK, "client": (peer, 1)},
     )
     if status is None:
-        door.require_admin(headers, scope)
+        auth.require_admin(headers, scope)
     else:
-        with pytest.raises(RequestError) as refused:
-            door.require_admin(headers, scope)
-        assert refused.value.status == status
+        with pytest.raises(RequestError) as rejection:
+            auth.require_admin(headers, scope)
+        assert rejection.value.status == status
 
 
 async def test_a_clients_key_opens_no_admin_route():
-    """What a route is declared decides which key it wants."""
+    """The access of a route determines its key."""
 
     class Ruling:
         def routes(self):

@@ -1,4 +1,4 @@
-"""Compressed request bodies: what is read, and what a hostile one costs."""
+"""Compressed request bodies are decoded, and hostile ones have a bounded cost."""
 
 import contextlib
 import gzip
@@ -31,7 +31,7 @@ def raw_deflate(data):
 
 
 def wide_window(data):
-    """A zstd frame without its size, whose window is 128 MiB."""
+    """Return a zstd frame without its size, with a window of 128 MiB."""
     options: dict[int, int] = {
         zstd.CompressionParameter.window_log: 27,
         zstd.CompressionParameter.content_size_flag: 0,
@@ -53,7 +53,7 @@ COMPRESSED: dict[str, Any] = {
 
 @pytest.mark.parametrize(("coding", "compress"), COMPRESSED.values(), ids=COMPRESSED)
 def test_decoded(coding, compress):
-    """Each coding gives the body back; a part of it is corrupt, and one byte too many is too large."""
+    """Each coding restores the body; a part of it is corrupt, and one byte too many is too large."""
     data = compress(BODY)
     assert decode(data, coding, len(BODY)) == BODY
     with pytest.raises(DecodedBodyTooLarge):
@@ -86,14 +86,14 @@ def test_bombs(coding, data, error):
 
 @given(st.sampled_from(sorted({coding for coding, _ in COMPRESSED.values()})), st.binary(max_size=200))
 def test_any_bytes(coding, data):
-    """Whatever the bytes are, the result is within the limit or one of the two errors."""
+    """Any bytes give a result within the limit or one of the two errors."""
     with contextlib.suppress(CorruptBody, DecodedBodyTooLarge):
         assert len(decode(data, coding, LIMIT)) <= LIMIT
 
 
 @given(st.sampled_from(sorted(COMPRESSED)), st.integers(0, 1000), st.integers(1, 255))
 def test_a_wrong_byte(name, place, change):
-    """A byte that was changed on the way is an error or changes the body, and raises nothing else."""
+    """A changed byte raises one of the two errors or changes the body."""
     coding, compress = COMPRESSED[name]
     data = bytearray(compress(BODY))
     data[place % len(data)] ^= change
@@ -102,7 +102,7 @@ def test_a_wrong_byte(name, place, change):
 
 
 def test_headers():
-    """Names are read in any case; identity is no coding; others, and several, are a 415."""
+    """Coding names are case-insensitive; identity is no coding; others, and several, are a 415."""
     assert parse_coding([" ZSTD ,identity"]) == parse_coding(["identity", "zstd"]) == "zstd"
     assert parse_coding(["", "identity,"]) == ""
     for values in (["br"], ["gzip, zstd"], ["gzip", "gzip"]):

@@ -1,4 +1,4 @@
-"""A new API is one module and one row: a toy of an API has its own shape on every way out of the server."""
+"""A new API is one module and one row: a toy API has its own shape in every response of the server."""
 
 import json
 import time
@@ -29,7 +29,7 @@ REST = chunk({"content": "lo"}) + chunk({}, "stop") + DONE
 
 
 async def call(it: World, method="POST", path=f"/v1{PATH}", body: object = ASK, headers=(JSON,)):
-    """(status, headers, text) of a response."""
+    """Return (status, headers, text) of a response."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with it.client.request(method, path, headers=headers, body=raw) as response:
         text = (await response.read()).decode()
@@ -50,12 +50,12 @@ async def _nothing():
 
 @pytest.fixture(params=["fast path", "quart"])
 def prepare(request):
-    """What makes an app serve by one way or the other."""
+    """Return a function that makes an app serve through the fast path or Quart's router."""
     return lambda app: app.before_request(_nothing) if request.param == "quart" else None
 
 
 async def test_a_whole_response(prepare):
-    """It is the toy's own, at both paths, while OpenAI's endpoints are as they were."""
+    """A whole response is the toy's, at both paths; OpenAI's endpoints do not change."""
     async with world(endpoints=ROWS) as it:
         prepare(it.app)
         for path in (PATH, f"/v1{PATH}"):
@@ -71,7 +71,7 @@ async def test_a_whole_response(prepare):
 
 
 async def test_a_stream(prepare, autojump_clock):
-    """Its text, its keep-alive in silence and its end are the toy's."""
+    """The text, keep-alive and end of a stream are the toy's."""
     async with world(endpoints=ROWS) as it:
         prepare(it.app)
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(35), REST)))
@@ -82,15 +82,15 @@ async def test_a_stream(prepare, autojump_clock):
 
 
 async def test_a_failure_in_mid_stream(prepare, autojump_clock):
-    """An upstream that breaks off, and a request whose time is up, are faults with the request's id."""
+    """A truncated upstream and a request timeout are faults with the request's id."""
     async with world(endpoints=ROWS, client_request_timeout=100.0) as it:
         prepare(it.app)
         for steps, kind in (((BEGUN,), "upstream_error"), ((BEGUN, PauseStep(1000)), "request_timeout")):
             it.emulator.script(ScriptedReply(steps))
             status, headers, text = await call(it, body={**ASK, "live": True})
-            said, *_, last = text.splitlines()
+            first, *_, last = text.splitlines()
             fault = json.loads(last.removeprefix("!"))["fault"]
-            assert (status, said) == (200, "+Hel")
+            assert (status, first) == (200, "+Hel")
             assert (fault["kind"], fault["request"]) == (kind, headers["toy-request"])
         assert it.sound()
 
@@ -118,19 +118,19 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("sent", "status", "kind"), REFUSALS.values(), ids=REFUSALS)
 async def test_refusals(sent, status, kind, prepare, autojump_clock):
-    """Whatever rejects a request, its error is a fault with the request's id."""
+    """A rejection by any part is a fault with the request's id."""
     async with world(endpoints=ROWS, api_keys=["secret"], max_body_bytes=1000) as it:
         prepare(it.app)
-        got, headers, text = await call(it, **{"headers": [KEY, JSON], **sent})
+        received, headers, text = await call(it, **{"headers": [KEY, JSON], **sent})
         fault = json.loads(text)["fault"]
-        assert (got, fault["kind"], fault["request"]) == (status, kind, headers["toy-request"])
+        assert (received, fault["kind"], fault["request"]) == (status, kind, headers["toy-request"])
         assert_own_headers(headers)
         assert (await call(it, headers=[KEY, JSON]))[0] == 200
         assert (await call(it, headers=[(b"authorization", b"Bearer secret"), JSON]))[0] == 200
 
 
-async def test_an_unknown_path_of_no_api():
-    """It gets the default API's error, OpenAI's."""
+async def test_an_unknown_path_outside_every_api():
+    """An unknown path outside every API gets the default API's error, OpenAI's."""
     async with world(endpoints=ROWS) as it:
         status, headers, text = await call(it, path="/v1/nothing")
         assert (status, json.loads(text)["error"]["code"]) == (404, "unknown_url")
@@ -138,7 +138,7 @@ async def test_an_unknown_path_of_no_api():
 
 
 async def test_an_overloaded_server(prepare):
-    """The status of an error is the API's own too, and so is how long to wait."""
+    """The API determines the status of an overload and its retry header."""
     async with world(endpoints=ROWS, max_requests=1, max_queue_size=0) as it:
         prepare(it.app)
         release = await it.server.state.concurrency.acquire()
@@ -148,8 +148,8 @@ async def test_an_overloaded_server(prepare):
         assert headers["toy-wait"] == "1.0"
 
 
-async def test_a_fault_of_ours(prepare, monkeypatch):
-    """An exception in the server is a fault as well."""
+async def test_an_exception_in_the_server(prepare, monkeypatch):
+    """An exception in the server is a fault."""
     async with world(endpoints=ROWS) as it:
         prepare(it.app)
         monkeypatch.setattr(it.server.state.concurrency, "acquire", None)
@@ -168,7 +168,7 @@ async def test_a_websocket():
 
 
 async def test_rate_limits(prepare, tmp_path, autojump_clock):
-    """What a key has left, and that it has nothing left, is in the toy's headers."""
+    """The toy's headers report a key's remaining limit and the wait when it is exhausted."""
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=1)
     async with world(endpoints=ROWS, keys_file=str(tmp_path / "keys.json")) as it:
         prepare(it.app)
@@ -193,7 +193,7 @@ async def test_pages():
 
 
 async def test_models():
-    """Where APIs share a path, the client's headers decide."""
+    """If APIs share a path, the client's headers decide."""
     async with world(endpoints=ROWS) as it:
         toy = [(b"toy-version", b"1")]
         for path, key, other in (("/v1/models", "toys", "data"), (f"/v1/models/{MODEL}", "toy", "id")):
@@ -217,7 +217,8 @@ async def test_metrics():
 
 
 async def test_openapi():
-    """The document has the toy's schema, its errors and its key header, and OpenAI's as they were."""
+    """The document has the toy's schema, its errors and its key header, and OpenAI's entries do not
+    change."""
     async with world(endpoints=ROWS) as it:
         document = json.loads((await call(it, "GET", "/openapi.json", b"", []))[2])
         toy, chat = (document["paths"][path]["post"] for path in (f"/v1{PATH}", "/v1/chat/completions"))
@@ -234,7 +235,7 @@ async def test_openapi():
 
 
 async def test_a_disconnect(autojump_clock):
-    """A client that leaves in mid-stream leaves nothing behind."""
+    """A client that disconnects in mid-stream leaves nothing held."""
     async with world(endpoints=ROWS) as it:
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
         raw = json.dumps({**ASK, "live": True}).encode()

@@ -1,4 +1,4 @@
-"""Where the cause of a failure can be read: the log line, the ledger's row, and the request's page."""
+"""The cause of a failure is in the log line, the ledger's row, and the request's page."""
 
 import logging
 
@@ -15,12 +15,12 @@ LATE = json_reply({"error": {"message": "the key has expired", "code": "invalid_
 
 
 def lines(caplog):
-    """The log lines of requests."""
+    """Return the log lines of requests."""
     return [line for line in caplog.records if line.name == "qproxy.request"]
 
 
 async def rows(it):
-    """The ledger's rows, newest first."""
+    """Return the ledger's rows, newest first."""
     return list(await it.server.state.ledger.recent_requests(10))
 
 
@@ -73,15 +73,15 @@ REJECTED = {
 
 
 @pytest.mark.parametrize(("body", "status", "model"), REJECTED.values(), ids=REJECTED)
-async def test_a_rejection_of_our_own_is_in_the_ledger(tmp_path, caplog, body, status, model):
+async def test_a_rejection_by_qproxy_is_in_the_ledger(tmp_path, caplog, body, status, model):
     """A request that reached no account has a row with its reason, and with the model if it names one."""
     caplog.set_level(logging.INFO)
     async with world(ledger=str(tmp_path / "ledger"), max_body_bytes=150, models=[MODEL]) as it:
         it.emulator.script(
             json_reply({"error": {"message": "no such model", "code": "model_not_found"}}, 404)
         )
-        answered, _, reply = await it.post(body)
-        assert answered == status
+        received, _, reply = await it.post(body)
+        assert received == status
         (row,) = await rows(it)
         (line,) = lines(caplog)
     assert (row["model"], row["status"], row["outcome"]) == (model, status, "error")
@@ -90,12 +90,12 @@ async def test_a_rejection_of_our_own_is_in_the_ledger(tmp_path, caplog, body, s
     assert "The request reached no account." in summaries.summarize(row)
 
 
-async def test_strangers_do_not_fill_the_ledger(tmp_path):
+async def test_unauthenticated_requests_leave_no_row(tmp_path):
     """A request without a valid key, and one to another route, leave no row."""
     async with world(ledger=str(tmp_path / "ledger"), api_keys=["sk-client-key"]) as it:
         assert (await it.post(HELLO))[0] == 401
-        shown = [(b"authorization", b"Bearer sk-client-key")]
-        assert (await it.get("/v1/responses/resp_nothing", shown))[0] == 404
+        headers = [(b"authorization", b"Bearer sk-client-key")]
+        assert (await it.get("/v1/responses/resp_nothing", headers))[0] == 404
         assert await rows(it) == []
 
 

@@ -1,4 +1,4 @@
-"""The lane beside Quart's router: both ways serve the same, and who adds to the app gets Quart's way."""
+"""The fast path and Quart's router serve the same; an app with custom hooks uses Quart's router."""
 
 import gzip
 import json
@@ -45,8 +45,8 @@ REQUESTS = {
 }
 
 
-async def answered(it, path, headers, body):
-    """(status, the fields that do not vary, the body without what varies)."""
+async def stable_response(it, path, headers, body):
+    """Return (status, stable headers, body without varying values)."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with it.client.request("POST", path, headers=headers, body=raw) as response:
         text = (await response.read()).decode()
@@ -60,20 +60,20 @@ async def answered(it, path, headers, body):
 
 
 @pytest.mark.parametrize(("path", "headers", "body"), REQUESTS.values(), ids=REQUESTS)
-async def test_both_ways_serve_the_same(autojump_clock, path, headers, body):
-    """Status, fields and body are the same by the lane and by Quart's router, whatever is asked."""
+async def test_both_paths_serve_the_same(autojump_clock, path, headers, body):
+    """Status, headers and body are the same on the fast path and Quart's router, for any request."""
     found = []
     for hooked in (False, True):
         async with world(api_keys=["secret"], max_body_bytes=1000, cors_origins=["https://app.test"]) as it:
             if hooked:
                 it.app.before_request(_nothing)
-            found.append(await answered(it, path, headers, body))
+            found.append(await stable_response(it, path, headers, body))
             assert it.sound()
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("hooked", [False, True], ids=["lane", "quart"])
-async def test_a_broken_stream_leaves_the_connection_whole(hooked, autojump_clock):
+async def test_a_truncated_stream_keeps_the_connection(hooked, autojump_clock):
     """After the error frame the body has its regular end, and the connection serves the next request."""
     body = json.dumps({**HELLO, "model": "fault-cut", "stream": True}).encode()
     async with world() as it:
@@ -92,8 +92,8 @@ async def _nothing():
     return None
 
 
-async def test_quart_serves_no_request_that_asks_a_model(monkeypatch):
-    """Its machinery is not touched by them, also after it has served others."""
+async def test_quart_serves_no_model_request(monkeypatch):
+    """Model requests do not use Quart's machinery, even after it has served others."""
     async with world() as it:
         await it.get("/livez")
         await it.get("/nowhere")
@@ -106,22 +106,22 @@ async def test_quart_serves_no_request_that_asks_a_model(monkeypatch):
         assert (await it.stream(HELLO))[0] == 200
 
 
-async def test_who_adds_to_the_app_gets_quarts_way():
-    """A function that a program puts around the app's requests is called for all of them."""
+async def test_an_app_with_hooks_uses_quart():
+    """A before_request function of a program is called for all requests."""
     async with world() as it:
-        seen = []
+        hook_calls = []
 
-        async def see():
-            seen.append(1)
+        async def count_request():
+            hook_calls.append(1)
 
         await it.post(HELLO)
-        it.app.before_request(see)
+        it.app.before_request(count_request)
         await it.post(HELLO)
-        assert seen == [1]
+        assert hook_calls == [1]
 
 
-async def test_a_fault_of_ours_is_answered_and_logged(caplog, monkeypatch):
-    """An exception in a view becomes a 500 that tells nothing, and a line in the log."""
+async def test_an_exception_in_a_view_is_logged(caplog, monkeypatch):
+    """An exception in a view becomes a 500 without details, and a line in the log."""
     async with world() as it:
         monkeypatch.setattr(it.server.state.concurrency, "acquire", None)
         status, _, body = await it.post(HELLO)
@@ -130,16 +130,16 @@ async def test_a_fault_of_ours_is_answered_and_logged(caplog, monkeypatch):
 
 
 async def test_a_length_of_more_digits_than_python_reads():
-    """Another ASGI server may let such a content-length pass: the body is too large."""
+    """A content-length beyond Python's digit limit, which another ASGI server may pass, is too large."""
     async with world() as it:
         status, _, body = await it.post(HELLO, headers=[(b"content-length", b"9" * 5000)])
         assert (status, body["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_a_body_that_does_not_come(autojump_clock):
-    """A body that stops is given up after `body_timeout`."""
+    """A body that stops is rejected after `body_timeout`."""
     async with world(client_body_timeout=5.0) as it, h1(it.app) as client:
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await client.stream.send_all(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: "
             b"application/json\r\ncontent-length: 100\r\n\r\n{"
@@ -149,7 +149,7 @@ async def test_a_body_that_does_not_come(autojump_clock):
         )
         head = await client.event()
         assert head.status_code == 408
-        assert trio.current_time() - begun == pytest.approx(5.0, abs=0.5)
+        assert trio.current_time() - started_at == pytest.approx(5.0, abs=0.5)
 
 
 PACES = {
@@ -183,8 +183,8 @@ async def _drip(stream, body, pause, size):
         await trio.sleep(pause)
 
 
-async def test_a_client_that_leaves_before_its_body_is_whole(autojump_clock):
-    """Nothing is held for it, and nothing is logged as a fault."""
+async def test_a_disconnect_before_the_body_is_complete(autojump_clock):
+    """A disconnect during the body leaves nothing held, and is not logged as a fault."""
     async with world() as it:
         async with h1(it.app) as client:
             await client.stream.send_all(

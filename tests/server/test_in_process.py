@@ -1,4 +1,4 @@
-"""The app without a socket: the client, its transport for SDKs, and the programs in docs/examples."""
+"""The app works without a socket: its client, its transport for SDKs, and the programs in docs/examples."""
 
 import importlib.util
 import inspect
@@ -29,7 +29,7 @@ LIBRARIES = pytest.mark.parametrize("library", [httpx2, httpx], ids=lambda libra
 
 @asynccontextmanager
 async def sdk(it, library):
-    """OpenAI's SDK in the app's own process."""
+    """Return OpenAI's SDK in the app's own process."""
     async with library.AsyncClient(transport=it.client.transport(library)) as http_client:
         yield openai.AsyncOpenAI(
             http_client=http_client, base_url="http://in-process/v1", api_key="any", max_retries=0
@@ -102,8 +102,8 @@ async def test_anthropics_sdk_in_process(autojump_clock):
 
 @SDK
 @LIBRARIES
-async def test_a_stream_arrives_as_it_comes_and_is_left_early(library, autojump_clock):
-    """The first chunk is there while the upstream is silent; closing the stream closes the upstream."""
+async def test_a_stream_arrives_in_time_and_closes_early(library, autojump_clock):
+    """The first chunk arrives while the upstream is silent; closing the stream closes the upstream."""
     async with world() as it, sdk(it, library) as client:
         it.emulator.script(slow(BEGUN))
         stream = await client.chat.completions.create(**HELLO, stream=True)
@@ -142,15 +142,15 @@ async def test_cancelling_a_request_cancels_the_app(library, stream, autojump_cl
 
 
 @LIBRARIES
-async def test_the_read_timeout_of_the_client_holds(library, autojump_clock):
-    """A silent upstream is the library's ReadTimeout after the client's time, and frees the upstream."""
+async def test_the_read_timeout_of_the_client_applies(library, autojump_clock):
+    """A silent upstream raises the library's ReadTimeout after the client's time, and is freed."""
     async with world() as it:
         it.emulator.script(slow())
         async with library.AsyncClient(transport=it.client.transport(library), timeout=7) as client:
-            began = trio.current_time()
+            started_at = trio.current_time()
             with pytest.raises(library.ReadTimeout, match=r"within 7 s \(the client's read timeout\)"):
                 await client.post(f"http://in-process{PATH}", json=HELLO)
-            assert trio.current_time() - began == pytest.approx(7)
+            assert trio.current_time() - started_at == pytest.approx(7)
         await it.client.wait_idle()
         assert it.sound()
 
@@ -171,8 +171,8 @@ async def _broken(scope, receive, send):
 
 @LIBRARIES
 @pytest.mark.parametrize("app", [_never, _truncated, _broken])
-async def test_a_response_that_is_cut_off_is_an_error(app, library, autojump_clock):
-    """An app that ends in the middle, or raises, never looks like a complete response."""
+async def test_a_truncated_response_is_an_error(app, library, autojump_clock):
+    """An app that returns early, or raises, never looks like a complete response."""
     async with trio.open_nursery() as nursery:
         client = qproxy.InProcessClient(app, nursery)
         with pytest.RaisesGroup(qproxy.InProcessError):
@@ -189,7 +189,7 @@ async def test_a_response_that_is_cut_off_is_an_error(app, library, autojump_clo
 
 @LIBRARIES
 async def test_a_transport_ends_with_its_block(library, autojump_clock):
-    """After the block of in_process a request is the library's ConnectError."""
+    """After the block of in_process a request raises the library's ConnectError."""
     async with world() as it:
         transport = it.client.transport(library)
     async with library.AsyncClient(transport=transport) as client:
@@ -200,7 +200,7 @@ async def test_a_transport_ends_with_its_block(library, autojump_clock):
 
 
 async def test_an_app_that_does_not_start_is_one_plain_error(autojump_clock):
-    """The reason is a RuntimeError by itself, in no group."""
+    """A failed start raises a plain RuntimeError with its reason, not a group."""
 
     async def failing(scope, receive, send):
         await receive()
@@ -213,7 +213,7 @@ async def test_an_app_that_does_not_start_is_one_plain_error(autojump_clock):
 
 @asynccontextmanager
 async def example(name, tmp_path, monkeypatch, **settings):
-    """A program of docs/examples, imported with the settings of an emulator."""
+    """Yield a program of docs/examples, imported with the settings of an emulator, and the emulator."""
     for variable in os.environ:
         if variable.startswith(("QPROXY_", "DASHSCOPE_", "BAILIAN_")) or variable.lower().endswith("_proxy"):
             monkeypatch.delenv(variable)
@@ -236,7 +236,7 @@ async def example(name, tmp_path, monkeypatch, **settings):
 
 @SDK
 async def test_example_of_the_sdk(tmp_path, monkeypatch, capsys):
-    """docs/examples/openai_in_process.py prints a streamed answer."""
+    """docs/examples/openai_in_process.py prints a streamed response."""
     async with example("openai_in_process", tmp_path, monkeypatch) as (module, emulator):
         with trio.fail_after(20):
             await module.main("Hello there")
@@ -245,7 +245,7 @@ async def test_example_of_the_sdk(tmp_path, monkeypatch, capsys):
 
 
 async def test_example_of_custom_routes(tmp_path, monkeypatch):
-    """docs/examples/custom_routes.py asks the model with the caller's key, which its route demands."""
+    """docs/examples/custom_routes.py calls the model with the caller's key, which its route requires."""
     async with example("custom_routes", tmp_path, monkeypatch, api_keys="sk-a") as (module, emulator):
         emulator.script(ScriptedReply((b'{"error": {"message": "no such thing"}}',), status=400))
         with trio.fail_after(20):

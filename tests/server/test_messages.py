@@ -1,4 +1,4 @@
-"""Anthropic's API on the server: answers, headers and errors of its own on every way out, beside OpenAI's."""
+"""Anthropic's API has its own responses, headers and errors everywhere on the server, beside OpenAI's."""
 
 import json
 
@@ -29,7 +29,7 @@ REST = chunk({"content": "lo"}) + chunk({}, "stop") + DONE
 
 
 async def ask(it, path=PATH, headers=(JSON, VERSION), method="POST", **change):
-    """(status, headers, text) of an answer."""
+    """Return (status, headers, text) of a response."""
     return await call(it, method, path, {**ASK, **change}, headers)
 
 
@@ -40,7 +40,7 @@ def assert_own_headers(headers):
     assert not [name for name in headers if name.startswith(("openai-", "x-ratelimit-"))]
 
 
-ASKED = {
+CHANGES = {
     "text": {},
     "thinking": {"thinking": {"type": "adaptive"}},
     "no thinking": {"thinking": {"type": "disabled"}},
@@ -60,9 +60,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("change", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 async def test_answers(change, prepare):
-    """Whole and streamed, at both paths and with any query, an answer is of the SDK's types and keeps the
+    """Whole and streamed, at both paths and with any query, a response has the SDK's types and keeps the
     contract."""
     async with world() as it:
         prepare(it.app)
@@ -85,7 +85,7 @@ async def test_answers(change, prepare):
 
 
 async def test_pings(prepare, autojump_clock):
-    """A silent stream is kept alive by pings."""
+    """Pings keep a silent stream alive."""
     async with world() as it:
         prepare(it.app)
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(35), REST)))
@@ -96,7 +96,7 @@ async def test_pings(prepare, autojump_clock):
 
 
 async def test_a_failure_in_mid_stream(prepare, autojump_clock):
-    """An upstream that breaks off is an error event with the request's id, and the stream just ends."""
+    """A truncated upstream is an error event with the request's id at the end of the stream."""
     async with world() as it:
         prepare(it.app)
         it.emulator.script(ScriptedReply((BEGUN,)))
@@ -135,12 +135,14 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("sent", "status", "kind"), REFUSALS.values(), ids=REFUSALS)
 async def test_refusals(sent, status, kind, prepare, autojump_clock):
-    """Whatever rejects a request, its error has Anthropic's shape and the request's id."""
+    """A rejection by any part has Anthropic's shape and the request's id."""
     async with world(api_keys=["secret"], max_body_bytes=1000) as it:
         prepare(it.app)
-        got, headers, text = await call(it, **{"path": PATH, "body": ASK, "headers": [KEY, JSON], **sent})
+        received, headers, text = await call(
+            it, **{"path": PATH, "body": ASK, "headers": [KEY, JSON], **sent}
+        )
         body = json.loads(text)
-        assert (got, body["type"], body["error"]["type"]) == (status, "error", kind)
+        assert (received, body["type"], body["error"]["type"]) == (status, "error", kind)
         assert body["request_id"] == headers["request-id"]
         assert_own_headers(headers)
         if kind != "request_too_large":
@@ -148,7 +150,7 @@ async def test_refusals(sent, status, kind, prepare, autojump_clock):
 
 
 async def test_keys():
-    """A key is taken from x-api-key or as a bearer token; with both, the bearer token decides unless it is
+    """A key comes from x-api-key or as a bearer token; with both, the bearer token decides unless it is
     empty."""
     async with world(api_keys=["secret"]) as it:
         bearer, wrong = (b"authorization", b"Bearer secret"), (b"authorization", b"Bearer no")
@@ -163,7 +165,7 @@ async def test_keys():
 
 
 async def test_an_overloaded_server(prepare):
-    """A server that is full says 529, overloaded_error, and when to come back."""
+    """A server at its limit returns 529, overloaded_error, and the time to retry."""
     async with world(max_requests=1, max_queue_size=0) as it:
         prepare(it.app)
         release = await it.server.state.concurrency.acquire()
@@ -188,18 +190,17 @@ OVERFLOWS = {
 }
 
 
-@pytest.mark.parametrize(("said", "words"), OVERFLOWS.values(), ids=OVERFLOWS)
-async def test_context_overflow(said, words, prepare, autojump_clock):
-    """A prompt that is too long is said in the words that Claude Code compacts at, with the numbers that are
-    known."""
+@pytest.mark.parametrize(("upstream_message", "prefix"), OVERFLOWS.values(), ids=OVERFLOWS)
+async def test_context_overflow(upstream_message, prefix, prepare, autojump_clock):
+    """A prompt that is too long gets the message at which Claude Code compacts, with the known numbers."""
     async with world() as it:
         prepare(it.app)
-        body = json.dumps({"error": {"message": said, "type": "invalid_request_error"}}).encode()
+        body = json.dumps({"error": {"message": upstream_message, "type": "invalid_request_error"}}).encode()
         it.emulator.script(ScriptedReply((body,), status=400, content_type="application/json"))
         status, _, text = await ask(it)
         error = json.loads(text)["error"]
         assert (status, error["type"]) == (400, "invalid_request_error")
-        assert error["message"].startswith(words)
+        assert error["message"].startswith(prefix)
 
 
 @pytest.mark.parametrize(
@@ -211,23 +212,22 @@ async def test_context_overflow(said, words, prepare, autojump_clock):
     ],
 )
 async def test_context_overflow_at_openais_endpoints(path, body, autojump_clock):
-    """Other endpoints have the numbers too, in OpenAI's words."""
-    said = {"message": "Range of input length should be [1, 8]", "type": "invalid_request_error"}
-    raw = json.dumps({"error": said}).encode()
+    """Other endpoints report the numbers too, in OpenAI's wording."""
+    upstream_message = {"message": "Range of input length should be [1, 8]", "type": "invalid_request_error"}
+    raw = json.dumps({"error": upstream_message}).encode()
     refusal = ScriptedReply((raw,), status=400, content_type="application/json")
-    words = "This model's maximum context length is 8 tokens. However, your messages resulted in 9 "
+    prefix = "This model's maximum context length is 8 tokens. However, your messages resulted in 9 "
     async with world() as it:
         for streamed in (False, True):
             it.emulator.script(refusal)
             status, _, answer = await it.post({**body, "stream": streamed}, path)
             error = answer["error"]
             assert (status, error["code"]) == (400, "context_length_exceeded")
-            assert error["message"].startswith(words)
+            assert error["message"].startswith(prefix)
 
 
 async def test_rate_limits(prepare, tmp_path, autojump_clock):
-    """What a key has left, and that it has nothing left, is in Anthropic's headers; counting takes a request
-    too."""
+    """Anthropic's headers report a key's remaining limit and its exhaustion; counting uses a request."""
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=2, tpm=5000)
     async with world(keys_file=str(tmp_path / "keys.json")) as it:
         prepare(it.app)
@@ -245,7 +245,7 @@ async def test_rate_limits(prepare, tmp_path, autojump_clock):
 
 
 async def test_estimates_follow_reports(prepare, tmp_path):
-    """What a server reports of its prompts decides the next estimates: those of a stream and of a limit."""
+    """The upstream's reported prompt tokens correct later estimates: those of a stream and of a limit."""
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", tpm=100_000)
     usage = {"prompt_tokens": 40_000, "completion_tokens": 2, "total_tokens": 40_002}
     reply = ScriptedReply((BEGUN + chunk({}, "stop", usage=usage) + DONE,))
@@ -266,7 +266,7 @@ async def test_estimates_follow_reports(prepare, tmp_path):
 
 
 async def test_count_tokens(prepare):
-    """Counting needs no account, takes any field, and leaves no trace at the upstream."""
+    """Counting needs no account, accepts any field, and sends nothing to the upstream."""
     async with world(accounts=accounts("one")) as it:
         prepare(it.app)
         before = len(it.emulator.requests)
@@ -288,8 +288,7 @@ async def test_count_tokens(prepare):
 
 
 async def test_names_that_a_pattern_covers(prepare):
-    """Claude's names that patterns of aliases cover are listed with the model that serves each; without
-    patterns, none."""
+    """Claude's names that an alias pattern covers are listed with their models; without patterns, none."""
     aliases = {"claude-*haiku*": "qwen3.8-flash", "claude-*": MODEL}
     for table, expected in ((aliases, set(aliases.values())), ({}, set()), ({"*": MODEL}, set())):
         async with world(aliases=table) as it:
@@ -331,8 +330,8 @@ async def test_head():
         assert (await call(it, "HEAD", "/", b"", []))[0] == 200
 
 
-async def test_openai_notices_nothing(prepare):
-    """OpenAI's endpoints on the same server are as they were."""
+async def test_openai_s_endpoints_do_not_change(prepare):
+    """OpenAI's endpoints on the same server do not change."""
     async with world() as it:
         prepare(it.app)
         status, headers, body = await it.post(HELLO)
@@ -357,7 +356,7 @@ async def test_qwens_own_params(path, prepare):
 
 
 async def test_prompt_bytes(prepare):
-    """The upstream's prompt of each turn of a conversation begins with the bytes of the one before."""
+    """The upstream's prompt of each turn of a conversation starts with the bytes of the one before."""
     history = [
         {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
         {"role": "system", "content": "Be brief."},

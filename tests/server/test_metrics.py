@@ -1,5 +1,4 @@
-"""What may be seen of a running server: its metrics, its health, its log, by whom, and over several
-workers."""
+"""A running server exposes its metrics, health and log, with access control, over several workers."""
 
 import json
 import logging
@@ -40,7 +39,7 @@ async def numbers(it):
 
 
 async def test_a_request_is_counted():
-    """What was asked, answered, used and held is in /metrics; the scrape itself is not."""
+    """/metrics counts requests, responses, tokens and held resources, but not the scrape itself."""
     async with world(admin_key="the-admins") as it:
         await it.post(HELLO)
         await it.post({**HELLO, "model": "made-up"})
@@ -63,17 +62,18 @@ async def test_a_request_is_counted():
         assert value(found, "qproxy_tokens_total", model=MODEL, kind="prompt") > 0
 
 
-async def test_what_an_operator_watches(tmp_path):
-    """Versions, the process, an account's last success, what is left of a budget; not the dashboard."""
+async def test_metrics_for_operators(tmp_path):
+    """Metrics have versions, the process, an account's last success and remaining budgets, not the
+    dashboard."""
     settings = {"keys_file": str(tmp_path / "keys.json"), "ledger": str(tmp_path / "ledger")}
     async with world(admin_key="the-admins", models=["in-the-settings"], **settings) as it:
         store = it.server.state.authentication.api_keys
         _, secret = await store.create(name="bob", budgets=(Quota("day", 10, None),))
-        shown = [(b"authorization", f"Bearer {secret}".encode())]
+        headers = [(b"authorization", f"Bearer {secret}".encode())]
         assert not [name for name in await numbers(it) if name[0].startswith("qproxy_account_last_success")]
         it.emulator.script(ScriptedReply((BEGUN, chunk({}, "stop") + DONE)))
-        assert (await it.post({**HELLO, "model": "served-though-not-listed"}, headers=shown))[0] == 200
-        assert (await it.post({**HELLO, "model": "in-the-settings"}, headers=shown))[0] == 404
+        assert (await it.post({**HELLO, "model": "served-though-not-listed"}, headers=headers))[0] == 200
+        assert (await it.post({**HELLO, "model": "in-the-settings"}, headers=headers))[0] == 404
         async with it.client.request("GET", "/dashboard/login") as response:
             await response.read()
         found = await numbers(it)
@@ -89,9 +89,8 @@ async def test_what_an_operator_watches(tmp_path):
     assert not [labels for labels in found if "dashboard" in str(labels)]
 
 
-async def test_requests_under_way_are_seen():
-    """A request that is being answered is in flight, holds an account and a socket, and gives all of it
-    back."""
+async def test_requests_in_flight():
+    """A request in flight holds an account and a socket, and releases all of it."""
     async with world(admin_key="the-admins") as it:
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
         body = json.dumps({**HELLO, "stream": True}).encode()
@@ -104,17 +103,17 @@ async def test_requests_under_way_are_seen():
             assert value(found, "qproxy_upstream_connections", state="busy") == 1
         found = await numbers(it)
         assert value(found, "qproxy_upstream_connections", state="busy") == 0
-        left = {
+        disconnected = {
             "endpoint": "/chat/completions",
             "model": MODEL,
             "status": "200",
             "outcome": "client_disconnected",
         }
-        assert value(found, "qproxy_requests_total", **left) == 1
+        assert value(found, "qproxy_requests_total", **disconnected) == 1
 
 
-async def test_failed_tries_are_counted(autojump_clock):
-    """A try that failed is an upstream error of its account, and the next one a retry."""
+async def test_failed_attempts_are_counted(autojump_clock):
+    """A failed attempt is an upstream error of its account, and the next one a retry."""
     async with world(admin_key="the-admins", accounts=accounts("one", "two")) as it:
         it.emulator.script(FAULTS["fault-500"][1])
         status, _, _ = await it.post(HELLO)
@@ -125,8 +124,8 @@ async def test_failed_tries_are_counted(autojump_clock):
         assert sum(errors.values()) == 1
 
 
-async def test_a_stream_cut_by_the_upstream():
-    """A stream that the upstream breaks off is upstream_truncated, told apart from one that ended well."""
+async def test_a_stream_truncated_by_the_upstream():
+    """A truncated stream counts as upstream_truncated, separate from a complete one."""
     async with world() as it:
         it.emulator.script(FAULTS["fault-end"][1])
         await it.stream(HELLO)
@@ -145,8 +144,8 @@ ACCESS = {
 
 
 @pytest.mark.parametrize(("access", "headers", "status"), ACCESS.values(), ids=ACCESS)
-async def test_who_may_read_the_metrics(access, headers, status):
-    """metrics_access says whether the admin, any client or anybody reads them."""
+async def test_access_to_the_metrics(access, headers, status):
+    """metrics_access opens them to the admin, any client or everyone."""
     settings = {"metrics_access": access, "admin_key": "the-admins", "api_keys": ["the-clients"]}
     async with world(**settings) as it:
         assert (await metrics_of(it, headers))[0] == status
@@ -167,21 +166,20 @@ async def test_who_may_read_the_metrics(access, headers, status):
     ],
 )
 def test_health(states, draining, state):
-    """Ready while an account can serve; draining whatever the accounts are."""
+    """A server is ready while an account can serve, and draining whatever the accounts' state."""
     found = health(states, draining=draining)
     assert (found.state, found.ready) == (state, state == "ready")
 
 
-def test_without_a_probe_no_server_locks_itself_out():
-    """Failing accounts make a server unready only if something but a client will find out that they work."""
+def test_without_a_probe_the_server_stays_ready():
+    """Failing accounts make a server unready only if a probe will notice their recovery."""
     assert health(["failing"], draining=False, failing_are_down=False).ready
     assert not health(["failing", "login_needed"], draining=False, failing_are_down=True).ready
     assert not health([], draining=False, failing_are_down=False).ready
 
 
 async def test_readyz_follows_the_accounts():
-    """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez
-    asks nobody."""
+    """/readyz is 503 only while all accounts are failing, and counts them by state; /livez checks none."""
     async with world(accounts=accounts("one", "two"), probe_interval=60) as it:
         assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"unknown": 2}, "usable": 0})
         for account in it.server.state.relay.accounts.accounts:
@@ -202,9 +200,8 @@ async def test_readyz_follows_the_accounts():
         assert (await it.get("/readyz"))[1]["status"] == "draining"
 
 
-async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
-    """Without a token that can be used an account does not count as usable, and /metrics tells of its
-    renewals."""
+async def test_an_account_that_is_not_logged_in(tmp_path):
+    """An account without a valid token is not usable, and /metrics has its refreshes."""
     async with signed(tmp_path) as identity, world(admin_key="the-admins", accounts=accounts("me")) as it:
         (account,) = it.server.state.relay.accounts.accounts
         account.source = identity.source(keep=False)
@@ -216,16 +213,16 @@ async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
         assert not [name for name in found if "qproxy_token_expiry_timestamp_seconds" in str(name)]
 
 
-async def test_siblings_answer_each_other(tmp_path):
-    """Each worker gets the others' answers; one that was killed and one that is silent cost nothing."""
+async def test_peers_answer_each_other(tmp_path):
+    """Each worker gets its peers' responses; a killed or silent peer costs nothing."""
     first, second = Peers(tmp_path / "7"), Peers(tmp_path / "7")
     second._socket_path = tmp_path / "7" / "other"  # two workers of one process
     async with trio.open_nursery() as nursery:
         await nursery.start(first.listen, {})
         await nursery.start(second.listen, {"metrics": lambda: b"[2]"})
         dead = tmp_path / "7" / "dead"
-        with socket.socket(socket.AF_UNIX) as gone:
-            gone.bind(str(dead))
+        with socket.socket(socket.AF_UNIX) as dead_listener:
+            dead_listener.bind(str(dead))
         assert await first.query("metrics") == [b"[2]"]
         assert not dead.exists()
         assert await first.query("nonsense") == [b""]
@@ -234,10 +231,10 @@ async def test_siblings_answer_each_other(tmp_path):
     assert not (tmp_path / "7").exists()
 
 
-async def test_no_place_for_a_socket(tmp_path, caplog):
-    """A path that is too long for a socket is a warning, and the worker serves on."""
-    siblings = Peers(tmp_path / ("x" * 120))
-    await siblings.listen({})
+async def test_no_path_for_a_socket(tmp_path, caplog):
+    """A path that is too long for a socket is a warning, and the worker keeps serving."""
+    peers = Peers(tmp_path / ("x" * 120))
+    await peers.listen({})
     assert "covers this worker only" in caplog.text
 
 
@@ -246,7 +243,7 @@ SECRETS = ("sk-the-clients-key", "opaque-account-key", "admin-opaque-key")
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
-    """At the finest level, with tracebacks, no line shows a key, a token or a prompt."""
+    """At the finest level, with tracebacks, no line has a key, a token or a prompt."""
     before = logging.getLogger().handlers, logging.getLogger().level
     settings = {
         "accounts": accounts("one"),
@@ -258,10 +255,10 @@ async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
     configure_logging(Config(**settings))
     try:
         async with world(**settings) as it:
-            shown = [(b"authorization", f"Bearer {SECRETS[0]}".encode())]
-            await it.post(HELLO, headers=shown)
+            headers = [(b"authorization", f"Bearer {SECRETS[0]}".encode())]
+            await it.post(HELLO, headers=headers)
             it.emulator.script(ScriptedReply((BEGUN,)))
-            await it.post(HELLO, headers=shown)
+            await it.post(HELLO, headers=headers)
         logging.getLogger("anybody").error("the key of one is %s", "sk-test-key")
         try:
             raise ValueError(f"refused {SECRETS[2]}")
@@ -277,8 +274,8 @@ async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
         assert secret not in lines
 
 
-async def test_bodies_only_when_asked_for(caplog):
-    """log_bodies logs what was asked and answered, streamed or not, without secrets."""
+async def test_bodies_are_logged_only_on_request(caplog):
+    """log_bodies logs requests and responses, streamed or not, without secrets."""
     caplog.set_level(logging.INFO)
     talk = {**HELLO, "messages": [{"role": "user", "content": "my key is sk-abcdefghijkl"}]}
     async with world(log_bodies=True) as it:
@@ -295,8 +292,8 @@ async def test_bodies_only_when_asked_for(caplog):
     assert not [line for line in caplog.records if line.name == "qproxy.body"]
 
 
-async def test_no_piece_of_a_streamed_secret_is_logged(caplog):
-    """A call's arguments come in pieces, and a secret with them."""
+async def test_no_part_of_a_streamed_secret_is_logged(caplog):
+    """A secret split over the chunks of a call's arguments is hidden."""
     caplog.set_level(logging.INFO)
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"pass'}}
     pieces = [

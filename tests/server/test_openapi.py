@@ -1,8 +1,5 @@
-"""The document at /openapi.json is true: it has every route and no other, and its fields are those that are
-checked.
-
-And what is made from it at random never gets a 500.
-"""
+"""The document at /openapi.json matches the server: it has every route and no other, and its fields are the
+checked ones. Random requests made from it never get a 500."""
 
 import gc
 import json
@@ -24,14 +21,14 @@ from tests.helpers import HELLO, MODEL, world
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
-async def described(it):
+async def get_document(it):
     status, document = await it.get("/openapi.json")
     assert status == 200
     return document
 
 
 def operations(document):
-    """(path, method, operation) of everything that the document describes."""
+    """Yield (path, method, operation) of everything that the document describes."""
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert method in METHODS
@@ -39,9 +36,9 @@ def operations(document):
 
 
 async def test_every_route_is_described_and_no_other():
-    """What the document describes is what is served: paths, methods, and who may use them."""
+    """The document describes exactly the served paths, methods, and access."""
     async with world() as it:
-        document = await described(it)
+        document = await get_document(it)
         served = {}
         for family in it.server.route_groups:
             for route in family.routes():
@@ -61,16 +58,16 @@ async def test_every_route_is_described_and_no_other():
         assert len(rules - pages) == len(served)
         for key, route in served.items():
             schemes = [name for choice in found[key]["security"] for name in choice]
-            wanted = {Access.OPEN: [], Access.KEY: ["key", "x-api-key"], Access.ADMIN: ["admin"]}
-            assert schemes == wanted[route.access]
+            expected = {Access.OPEN: [], Access.KEY: ["key", "x-api-key"], Access.ADMIN: ["admin"]}
+            assert schemes == expected[route.access]
             assert ({} in found[key]["security"]) is (route.access is Access.KEY), "there are no keys here"
         assert len({operation["operationId"] for operation in found.values()}) == len(found)
 
 
-async def test_keys_that_are_demanded_are_said():
-    """With keys, the document says that nobody comes in without one."""
+async def test_required_keys_are_documented():
+    """With keys, no operation of the document allows a request without one."""
     async with world(api_keys=["secret"]) as it:
-        document = await described(it)
+        document = await get_document(it)
         assert document["openapi"] == "3.1.0"
         for path, method, operation in operations(document):
             assert {} not in operation["security"], (path, method)
@@ -87,30 +84,30 @@ FIELDS = [
 @pytest.mark.parametrize(
     ("endpoint", "name", "schema"), FIELDS, ids=lambda item: getattr(item, "path", str(item)[:30])
 )
-def test_what_is_described_is_checked(endpoint, name, schema):
-    """A value of another type than the document says is refused, and the refusal names the field."""
+def test_described_fields_are_checked(endpoint, name, schema):
+    """A value of an undocumented type is rejected, and the error names the field."""
     sound = {"messages": HELLO["messages"], "input": "hi", "prompt": "hi", "max_tokens": 9}
     body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
-    if name == "function_call":  # it means nothing without functions
+    if name == "function_call":  # it has no meaning without functions
         body["functions"] = [{"name": "f"}]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     context = {"id": "x", "created": 0, "default_model": None, "max_messages": 10_000}
-    with pytest.raises(RequestError) as refusal:
+    with pytest.raises(RequestError) as rejection:
         decoder(endpoint)({**body, name: OTHER[kinds[0]]}, **context)
-    assert (refusal.value.param or "").startswith(name)
+    assert (rejection.value.param or "").startswith(name)
     if "minimum" in schema:
         with pytest.raises(RequestError):
             decoder(endpoint)({**body, name: schema["minimum"] - 1}, **context)
 
 
-def test_every_described_field_says_what_it_takes():
-    """No check of a table is without its schema."""
+def test_every_described_field_has_a_type():
+    """Every check of a table has its schema."""
     assert all("type" in schema for _, _, schema in FIELDS)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
-def test_checking_leaves_nothing_behind(endpoint):
-    """The same body, read again and again, adds no object to the process."""
+def test_decoding_leaves_no_objects(endpoint):
+    """Decoding the same body repeatedly adds no object to the process."""
     sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi", "max_tokens": 9}
     body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
 
@@ -121,7 +118,7 @@ def test_checking_leaves_nothing_behind(endpoint):
         return len(gc.get_objects())
 
     objects_after(5)
-    gc.freeze()  # what a whole suite has left there is not looked through again
+    gc.freeze()  # objects of the rest of the suite are not scanned again
     try:
         before = objects_after(5)
         assert objects_after(100) - before < 20
@@ -142,7 +139,7 @@ anything = st.recursive(
 
 
 def values(schema):
-    """What a schema describes (as much of JSON Schema as the document uses)."""
+    """Return a strategy of a schema's values, for the JSON Schema that the document uses."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     kinds = schema.get("type", "any")
@@ -169,7 +166,7 @@ def _of_type(kind, schema):
 
 
 def requests(document):
-    """Requests as the document describes them, and now and then not quite."""
+    """Return a strategy of requests that mostly fit the document."""
     return st.one_of([_requests(path, method, operation) for path, method, operation in operations(document)])
 
 
@@ -213,11 +210,11 @@ async def play(sequence):
 
 
 def test_requests_at_random(caplog):
-    """Whatever is made from the document, sound or not, gets an answer that is no 500."""
+    """Any request made from the document, valid or not, gets a response other than 500."""
 
     async def read():
         async with world() as it:
-            return await described(it)
+            return await get_document(it)
 
     document = trio.run(read)
 

@@ -1,4 +1,4 @@
-"""Who may use a route is what the route says: every route of the table is asked, with every kind of key."""
+"""A route's declared access applies: every route of the table gets every kind of key."""
 
 import re
 import time
@@ -14,8 +14,8 @@ def bearer(key):
     return [(b"authorization", b"Bearer " + key.encode())]
 
 
-def ways(it):
-    """(path, method, access) of every route, with something in place of its parameters."""
+def targets(it):
+    """Yield (path, method, access) of every route, with its parameters filled."""
     for family in it.server.route_groups:
         for route in family.routes():
             for path in route.paths():
@@ -30,8 +30,8 @@ async def status_of(it, path, method, headers):
 
 
 @pytest.fixture
-def shown(tmp_path):
-    """A file of keys, and one key of each kind by what it is."""
+def keys(tmp_path):
+    """Return a file of keys, a valid key's headers, and invalid headers by kind."""
     path, now = tmp_path / "keys.json", int(time.time())
     _, good = key_file.create(path, name="good")
     _, revoked = key_file.create(path, name="revoked")
@@ -46,13 +46,13 @@ def shown(tmp_path):
     return path, bearer(good), refused
 
 
-async def test_every_route_asks_for_what_it_says(shown):
-    """Open routes ask nobody; the others refuse every key but the right one with a 401, before anything
+async def test_every_route_requires_its_access(keys):
+    """Open routes need no key; the others reject every key but the right one with a 401, before anything
     else."""
-    path, good, refused = shown
+    path, good, refused = keys
     async with world(keys_file=str(path), admin_key="the-admin", wrong_keys_per_minute=0) as it:
-        asked = set()
-        for target, method, access in ways(it):
+        covered = set()
+        for target, method, access in targets(it):
             if access is Access.SESSION:  # tests/dashboard/test_auth.py
                 continue
             right = {Access.OPEN: [], Access.KEY: good, Access.ADMIN: bearer("the-admin")}[access]
@@ -61,13 +61,13 @@ async def test_every_route_asks_for_what_it_says(shown):
             for kind, headers in wrong.items():
                 status = await status_of(it, target, method, headers)
                 assert (status == 401) is (access is not Access.OPEN), (method, target, kind, status)
-            asked.add(access)
-        assert {Access.OPEN, Access.KEY} <= asked
+            covered.add(access)
+        assert {Access.OPEN, Access.KEY} <= covered
 
 
-async def test_the_other_ways_to_show_a_key(shown):
-    """x-api-key and api-key open what Authorization does."""
-    path, good, _ = shown
+async def test_other_key_headers(keys):
+    """x-api-key and api-key work like Authorization."""
+    path, good, _ = keys
     secret = good[0][1].removeprefix(b"Bearer ")
     async with world(keys_file=str(path)) as it:
         for name in (b"x-api-key", b"api-key"):
@@ -79,9 +79,9 @@ async def test_the_other_ways_to_show_a_key(shown):
                 assert await status_of(it, "/v1/models", "GET", headers[:1]) == 401
 
 
-async def test_no_route_is_outside_the_table(shown):
-    """Every rule of the app has its entry, and what is not a route says so to anyone."""
-    path, _, _ = shown
+async def test_no_route_is_outside_the_table(keys):
+    """Every rule of the app has its entry, and an unknown path is a 404 for any client."""
+    path, _, _ = keys
     async with world(keys_file=str(path)) as it:
         assert {rule.endpoint for rule in it.app.url_map.iter_rules()} == it.server.routes.keys()
         assert await status_of(it, "/v1/nope", "GET", []) == 404
