@@ -1,7 +1,7 @@
-"""A judge of what we send to Anthropic's clients: the official SDK's own types, strictly.
+"""Checks responses to Anthropic's clients against the official SDK's own types, strictly.
 
-As `openai_types`: every value has exactly the declared type, every literal is a declared one, every key is
-declared. `frames` reads a stream as the SDK does, but refuses what it would skip.
+As in `openai_types`, every value has exactly the declared type, and every literal and key is declared.
+`frames` parses a stream like the SDK, but raises for anything that the SDK would skip.
 """
 
 import json
@@ -12,17 +12,18 @@ from tests.openai_types import judge
 
 
 def judge_message(body):
-    """A whole answer as the SDK's `Message`."""
+    """Return a whole response as the SDK's `Message`."""
     return judge(Message, body)
 
 
 def judge_error(body):
-    """An error's body as the SDK's `ErrorResponse`."""
+    """Return an error's body as the SDK's `ErrorResponse`."""
     return judge(ErrorResponse, body)
 
 
 def frames(raw):
-    """(name, data) of each event; AssertionError for anything but an event of two lines, or a comment."""
+    """Return (name, data) of each event; raise AssertionError for anything but an event of two lines, or a
+    comment."""
     text = raw.decode()
     assert text == "" or text.endswith("\n\n")
     out = []
@@ -37,7 +38,7 @@ def frames(raw):
 
 
 def judge_stream(raw):
-    """The events of a stream, each judged by the SDK's types; the pings and the errors it reads by name."""
+    """Return the events of a stream, each checked by the SDK's types; pings and errors by name."""
     found = frames(raw)
     for name, data in found:
         body = json.loads(data)

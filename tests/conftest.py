@@ -1,4 +1,4 @@
-"""What every test stands on."""
+"""Hypothesis settings of all tests."""
 
 from hypothesis import settings
 

@@ -10,7 +10,7 @@ from qproxy.config import Config
 
 
 def transport_limits(**changes):
-    """The default limits of a transport, with changes."""
+    """Return the default limits of a transport, with changes."""
     return replace(limits.transport_limits(Config()), **changes)
 
 
@@ -19,11 +19,11 @@ DECODE_LIMITS: dict[str, Any] = {
     "max_messages": limits.request_limits(Config()).max_messages,
     "qwen_params": package_catalog().qwen_params,
 }
-"""What the decoder of an endpoint that selects parameters gets of the settings and of the models' data."""
+"""The settings and models' data that the decoder of an endpoint that selects parameters requires."""
 
 
 def decoder(endpoint):
-    """The decoder of an endpoint, with the parameters that pass where it selects them."""
+    """Return the decoder of an endpoint, with the permitted parameters if it selects them."""
     if not endpoint.selects_params:
         return endpoint.decode
     return partial(endpoint.decode, qwen_params=package_catalog().qwen_params)

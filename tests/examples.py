@@ -1,13 +1,13 @@
-"""Numbers of random examples: few and always the same in the tests, many new ones in `scripts/fuzz`."""
+"""Numbers of random examples: few and fixed in the tests, many new ones in `scripts/fuzz`."""
 
 import os
 
 from hypothesis import HealthCheck, settings
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
-"""Set by `scripts/fuzz`: how many times `count` examples are tried."""
+"""A multiplier for `count`, set by `scripts/fuzz`."""
 SHARE = 5
-"""The tests try one in so many: the examples are the same in every run, so more find nothing new."""
+"""The tests run one of SHARE examples: they are the same in every run, so that more find nothing new."""
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 

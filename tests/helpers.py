@@ -1,8 +1,8 @@
-"""What several test files share: an app in front of an emulator, in memory, and real HTTP clients for it.
+"""Shared helpers: an app in front of an emulator, in memory, and real HTTP clients for it.
 
-`world()` gives a qproxy app whose upstream is an `Emulator` behind memory streams: no sockets, and Trio's
-clock can jump. `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pair, with real HTTP
-bytes.
+`world()` runs a qproxy app whose upstream is an `Emulator` behind memory streams: no sockets, and Trio's
+clock can jump. `h1(app)` and `h2c(app)` serve it with the patched Hypercorn over a memory pair, with real
+HTTP bytes.
 """
 
 import json
@@ -47,7 +47,7 @@ class World:
     client: InProcessClient
 
     async def post(self, body, path="/v1/chat/completions", headers=()):
-        """(status, headers, parsed body) of a whole answer."""
+        """Return (status, headers, parsed body) of a whole response."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         fields = [(b"content-type", b"application/json"), *headers]
         async with self.client.request("POST", path, headers=fields, body=raw) as response:
@@ -61,21 +61,21 @@ class World:
         return response.status, json.loads(data)
 
     async def stream(self, body):
-        """(status, text) of a streamed answer."""
+        """Return (status, text) of a streamed response."""
         raw = json.dumps({**body, "stream": True}).encode()
         fields = [(b"content-type", b"application/json")]
         async with self.client.request("POST", "/v1/chat/completions", headers=fields, body=raw) as response:
             return response.status, (await response.read()).decode()
 
     def sound(self):
-        """Whether nothing is held: no lease, no connection in use."""
+        """Return whether no lease and no connection is in use."""
         statistics = self.server.state.relay.transport.statistics()
         leases = [account.in_flight for account in self.server.state.relay.accounts.accounts]
         return statistics.open == statistics.idle and not any(leases)
 
 
 async def leftovers(it):
-    """What would grow if something leaked: connections, tasks and open files."""
+    """Return the counts that a leak would increase: connections, tasks and open files."""
     await trio.testing.wait_all_tasks_blocked()
     tasks, waiting = 0, [task for task in (trio.lowlevel.current_root_task(),) if task]
     while waiting:
@@ -95,7 +95,7 @@ async def leftovers(it):
 
 
 def frames(text):
-    """The data of a stream's events."""
+    """Return the data of a stream's events."""
     return [frame.removeprefix("data: ") for frame in text.split("\n\n") if frame.startswith("data: ")]
 
 
@@ -112,24 +112,24 @@ async def world(
 ) -> AsyncIterator[World]:
     """Serve an app in front of an emulator; `settings` are those of `Config`.
 
-    `functions` are Python functions as tools, `site` a way to a sandbox, `backends` where shared state lives;
-    `through(connect, host, port)` makes the connections that are not to be plain and working ones.
+    `functions` are Python functions as tools, `site` is a sandbox, `backends` hold shared state;
+    `through(connect, host, port)` makes special connections.
     """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
-    settings.setdefault("probe_interval", 0)  # an emulator gets the requests of its test only
-    settings.setdefault("insecure_no_auth", True)  # the connections of `served` come to a public address
+    settings.setdefault("probe_interval", 0)  # an emulator gets only the requests of its test
+    settings.setdefault("insecure_no_auth", True)  # the connections of `served` have a public address
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(emulator.handle, theirs)
-            return ours
+            client_end, server_end = trio.testing.memory_stream_pair()
+            nursery.start_soon(emulator.handle, server_end)
+            return client_end
 
-        way = connect if through is None else partial(through, connect)
+        connector = connect if through is None else partial(through, connect)
         server = build_server(
             Config(**settings),
-            connect=way,
+            connect=connector,
             tools=functions,
             sandbox=site,
             backends=backends,
@@ -142,7 +142,7 @@ async def world(
 
 
 class _Socket:
-    """What Hypercorn asks a socket for."""
+    """The parts of a socket that Hypercorn uses."""
 
     family = socket.AF_INET
 
@@ -157,19 +157,19 @@ class _Socket:
 async def served(
     app, server_class=http_server.TCPServer, context=None, pair=trio.testing.memory_stream_pair, **config
 ):
-    """A client's end of a connection that Hypercorn serves."""
+    """Yield the client's end of a connection that Hypercorn serves."""
     http_server.patch_hypercorn()
     settings = HypercornConfig()
     for name, value in config.items():
         setattr(settings, name, value)
-    ours, theirs = pair()
-    theirs.socket = _Socket()
+    client_end, server_end = pair()
+    server_end.socket = _Socket()
     async with trio.open_nursery() as nursery:
         server = server_class(
-            wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
+            wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, server_end
         )
         nursery.start_soon(server.run)
-        yield ours
+        yield client_end
         nursery.cancel_scope.cancel()
 
 
@@ -186,12 +186,12 @@ class WebServer(Emulator):
 
 @dataclass
 class H1Client:
-    """One HTTP/1.1 connection."""
+    """An HTTP/1.1 connection."""
 
     stream: Any
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
     most: int = 65536
-    """Bytes that are read at once."""
+    """The number of bytes per read."""
 
     async def send(self, method, path, body=b"", headers=(), host="localhost"):
         fields = [("host", host), ("content-length", str(len(body))), *headers]
@@ -205,7 +205,7 @@ class H1Client:
         return event
 
     async def response(self):
-        """(status, body) of the whole answer."""
+        """Return (status, body) of the whole response."""
         head = await self.event()
         body = b""
         while isinstance(event := await self.event(), h11.Data):
@@ -218,7 +218,7 @@ class H1Client:
 
 @dataclass
 class H2Client:
-    """One HTTP/2 connection with prior knowledge."""
+    """An HTTP/2 connection with prior knowledge."""
 
     stream: Any
     http: h2.connection.H2Connection = field(
@@ -226,7 +226,7 @@ class H2Client:
     )
     seen: list = field(default_factory=list)
     acknowledge: bool = True
-    """Whether what was read opens the window again."""
+    """Whether received data reopens the window."""
 
     async def begin(self):
         self.http.initiate_connection()
@@ -251,7 +251,7 @@ class H2Client:
         return stream_id
 
     async def event(self, *kinds):
-        """The next event of one of these kinds."""
+        """Return the next event of one of these kinds."""
         while True:
             for event in self.seen:
                 if isinstance(event, kinds):

@@ -1,9 +1,7 @@
-"""Heads, sizes of chunks and trailers that are made to be costly, and what parses them: run as a child with a
-CPU limit.
+"""Costly heads, chunk sizes and trailers with their parsers, run in a child process with a CPU limit.
 
-    python -m tests.hostile_heads SECONDS      # ends at once by SIGXCPU when the attacks take longer
-
-Each kind of run stands in each place, up to 64 KiB long, with a near miss at its end.
+`python -m tests.hostile_heads SECONDS` is killed by SIGXCPU when the attacks take longer. Each kind of run is
+tried in each place, up to 64 KiB long, with a near miss at its end.
 """
 
 import itertools
@@ -57,7 +55,7 @@ def attacks(places: dict[str, tuple[bytes, bytes]], end: bytes) -> Iterator[byte
 
 
 def listen(http: h11.Connection, data: bytes) -> None:
-    """Let h11 have the bytes and then the end, as far as it goes."""
+    """Feed the bytes and then the end to h11, until it stops."""
     try:
         for piece in (data, b""):
             http.receive_data(piece)
@@ -75,7 +73,7 @@ def client() -> BoundedConnection:
 
 
 def parsers() -> list[tuple[Callable[[bytes], object], Iterator[bytes]]]:
-    """What parses, and the attacks on it."""
+    """Return each parser with its attacks."""
     return [
         (lambda data: http1.parse_request(data, LIMIT), attacks(PLACES, b"\r\n\r\n{}")),
         (lambda data: http1.parse_response(data, LIMIT), attacks(ANSWERS, b"\r\n\r\nok")),

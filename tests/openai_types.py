@@ -1,9 +1,9 @@
-"""A judge of what we send: OpenAI's own types, strictly.
+"""Checks responses against OpenAI's own types, strictly.
 
-`judge(kind, value)` holds a body (as parsed JSON) against a model of the official SDK: every value has
-exactly the declared type (pydantic's strict mode: no "1" for 1), every literal is one of the declared ones,
-every required key is there, and every key that the model does not know stands in `EXTRAS`. The SDK's own
-parsing is far more lenient, so that it works is no proof.
+`judge(kind, value)` validates a body (as parsed JSON) against a model of the official SDK: every value has
+exactly the declared type (pydantic's strict mode: no "1" for 1), every literal is declared, every required
+key is present, and every undeclared key is in `EXTRAS`. The SDK's own parsing is far more lenient, so that
+its success is no proof.
 
 `stream(kind, text)` does so for every chunk of a stream that ends with `[DONE]`; `refusal(value)` for an
 error's body.
@@ -23,17 +23,18 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "PromptTokensDetails": frozenset({"text_tokens", "image_tokens", "video_tokens"}),  # Qwen's own details
     "CompletionTokensDetails": frozenset({"text_tokens"}),
     "Response": frozenset({"store"}),  # OpenAI sends it, its SDK does not declare it
-    "ResponseErrorEvent": frozenset({"error"}),  # what OpenAI sends, and what makes the SDK raise
+    "ResponseErrorEvent": frozenset({"error"}),  # OpenAI sends it, and the SDK raises because of it
 }
-"""By the SDK's class: what we send on purpose and the SDK does not declare."""
+"""Keys by the SDK's class that qproxy sends on purpose and the SDK does not declare."""
 
 
 adapter = cache(TypeAdapter)
-"""A union of all events takes pydantic a tenth of a second to prepare."""
+"""pydantic needs a tenth of a second to prepare a union of all events."""
 
 
 def judge(kind, value):
-    """The value as an instance of the SDK's class; AssertionError or ValidationError names what is wrong."""
+    """Return the value as an instance of the SDK's class; AssertionError or ValidationError names the
+    fault."""
     text = json.dumps(value)
     instance = adapter(kind).validate_json(text, strict=True)
     unknown(instance, kind.__name__ if isinstance(kind, type) else str(kind))
@@ -41,12 +42,11 @@ def judge(kind, value):
 
 
 def unknown(value, path):
-    """Assert that no model in `value` holds a key that it does not declare and that `EXTRAS` does not
-    list."""
+    """Assert that no model in `value` has a key that neither it nor `EXTRAS` declares."""
     if isinstance(value, BaseModel):
         name = type(value).__name__
-        strange = set(value.model_extra or ()) - EXTRAS.get(name, frozenset())
-        assert not strange, f"{path} ({name}) has unknown keys {sorted(strange)}"
+        undeclared = set(value.model_extra or ()) - EXTRAS.get(name, frozenset())
+        assert not undeclared, f"{path} ({name}) has unknown keys {sorted(undeclared)}"
         for key in type(value).model_fields:
             unknown(getattr(value, key), f"{path}.{key}")
     elif isinstance(value, Mapping):
@@ -58,17 +58,17 @@ def unknown(value, path):
 
 
 def stream(kind, text, *, done=True):
-    """The chunks of a stream's text, each judged; with `done` the last frame is `[DONE]`."""
+    """Return the validated chunks of a stream's text; with `done` the last frame is `[DONE]`."""
     frames = [frame.partition("data: ")[2] for frame in text.split("\n\n") if "data: " in frame]
     if done:
         assert frames, "an empty stream"
         assert frames.pop() == "[DONE]"
-    return [judge(kind, _said(json.loads(frame))) for frame in frames]
+    return [judge(kind, _as_declared(json.loads(frame))) for frame in frames]
 
 
-def _said(chunk):
-    """The chunk in the words that the SDK declares, where OpenAI itself says what its SDK does not: null for
-    a completion that goes on, and streamed calls of custom tools (judged in a function's place)."""
+def _as_declared(chunk):
+    """Return the chunk as the SDK declares it, for two forms that OpenAI sends but its SDK does not declare:
+    null for an unfinished completion, and streamed calls of custom tools (checked as function calls)."""
     for choice in chunk.get("choices", ()):
         if chunk["object"] == "text_completion" and choice["finish_reason"] is None:
             choice["finish_reason"] = "stop"
@@ -82,7 +82,7 @@ def _said(chunk):
 
 
 def refusal(value):
-    """An error's body: `error` alone, with its four keys, the code never a number."""
+    """Check an error's body: `error` alone, with its four keys, the code never a number."""
     assert set(value) == {"error"}, value
     assert set(value["error"]) == {"message", "type", "param", "code"}, value
     return judge(ErrorObject, value["error"])

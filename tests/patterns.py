@@ -1,10 +1,10 @@
-"""Regular expressions of the package: where they are, whether they take linear time by their shape, and
-attacks on them.
+"""Regular expressions of the package: their places, whether they take linear time by their shape, and
+attacks.
 
-`shape` reads the parse tree of `re` and names what can make a match slow: a repeat that may give back what a
-later one (or itself, in the next turn of a loop) takes up again; and for a search a repeat that every start
-in a run scans anew. A pump is a text that both can match: between two repeats each part that must match has
-to be matched by it as well. Possessive repeats and atomic groups give nothing back.
+`shape` reads the parse tree of `re` and names the parts that can make a match slow: a repeat that may give
+back characters that a later one (or itself, in the next iteration of a loop) matches again; and for a search,
+a repeat that every start in a run scans anew. A pump is a text that both can match: each mandatory part
+between two repeats has to match it as well. Possessive repeats and atomic groups give nothing back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qproxy.bootstrap.models import package_catalog
 
 PACKAGE = Path(qproxy.__file__).parent
 BOUNDED = 256
-"""A repeat of no more is a constant factor."""
+"""A repeat up to this count is a constant factor."""
 ALPHABET = frozenset(map(chr, range(256))) | frozenset("✿：你あ한ж٣\u2028")
 WORD = frozenset(char for char in ALPHABET if re.match(r"\w", char))
 CLASSES = {
@@ -48,8 +48,8 @@ USES = ANCHORED | {"search", "sub", "subn", "split", "findall", "finditer", "com
 
 
 @dataclass(frozen=True)
-class Used:
-    """A pattern, where it is, and whether it is only matched at one place (else it is searched for)."""
+class PatternUse:
+    """A pattern, its place, and whether it is only matched at one place (otherwise it is searched for)."""
 
     where: str
     pattern: re.Pattern[Any]
@@ -60,14 +60,14 @@ class Used:
 
 
 def modules() -> Iterator[ModuleType]:
-    """Every module of the package."""
+    """Yield every module of the package."""
     for found in pkgutil.walk_packages([str(PACKAGE)], "qproxy."):
         if found.name != "qproxy.__main__":
             yield importlib.import_module(found.name)
 
 
 def compiled(value: object, depth: int = 3) -> Iterator[re.Pattern[Any]]:
-    """Patterns that a module's value is, or holds."""
+    """Yield the patterns in a module's value."""
     if isinstance(value, re.Pattern):
         yield value
     elif depth and isinstance(value, list | tuple | set | frozenset):
@@ -81,15 +81,15 @@ def compiled(value: object, depth: int = 3) -> Iterator[re.Pattern[Any]]:
         yield from compiled([getattr(value, part.name) for part in fields(value)], depth)
 
 
-def written(module: ModuleType, examples: dict[str, list[str]]) -> Iterator[Used]:
-    """The patterns of a module: those that it holds, and those of its calls of `re`.
+def module_patterns(module: ModuleType, examples: dict[str, list[str]]) -> Iterator[PatternUse]:
+    """Yield the patterns of a module: its own, and those of its calls of `re`.
 
-    What a call builds from parts that are not known before it runs is represented by `examples`.
+    `examples` represent the patterns that a call builds from parts unknown before it runs.
     """
     name, tree = module.__name__, ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     for key, value in vars(module).items():
         for pattern in compiled(value):
-            yield Used(f"{name}.{key}", pattern, is_anchored(key, tree))
+            yield PatternUse(f"{name}.{key}", pattern, is_anchored(key, tree))
     direct = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
@@ -105,17 +105,17 @@ def written(module: ModuleType, examples: dict[str, list[str]]) -> Iterator[Used
     for node in ast.walk(tree):
         use = _use(node, direct)
         if use is None or not isinstance(node, ast.Call) or (use == "compile" and id(node) in at_module):
-            continue  # what a module holds has been seen
+            continue  # already found as a module's value
         source = ast.unparse(node.args[0])
         try:
             texts = [eval(source, dict(vars(module)))]
         except NameError:
             parts = sorted({part.id for part in ast.walk(node.args[0]) if isinstance(part, ast.Name)})
-            texts = examples[f"{name}: {' '.join(parts)}"]  # a KeyError: give an example of what it builds
+            texts = examples[f"{name}: {' '.join(parts)}"]  # a KeyError: add an example of the built pattern
         for text in texts:
             if isinstance(text, str | bytes):
                 anchored = use in ANCHORED or is_anchored(names.get(id(node), ""), tree)
-                yield Used(f"{name}:{node.lineno}", re.compile(text, _flags(node, module)), anchored)
+                yield PatternUse(f"{name}:{node.lineno}", re.compile(text, _flags(node, module)), anchored)
 
 
 def _use(node: ast.AST, direct: dict[str, str]) -> str | None:
@@ -138,7 +138,7 @@ def _flags(node: ast.Call, module: ModuleType) -> int:
 
 
 def is_anchored(name: str, tree: ast.AST) -> bool:
-    """Whether a module's pattern is only ever used as `name.match(...)` or `name.fullmatch(...)`."""
+    """Return whether a module's pattern is only used as `name.match(...)` or `name.fullmatch(...)`."""
     bases = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     loads = [
         bases.get(id(node))
@@ -148,11 +148,11 @@ def is_anchored(name: str, tree: ast.AST) -> bool:
     return bool(loads) and all(use in ANCHORED for use in loads)
 
 
-# What a pattern can match
+# Characters that a pattern can match
 
 
 def chars(op: Any, argument: Any, flags: int) -> frozenset[str]:
-    """The characters that one item of a pattern matches."""
+    """Return the characters that one item of a pattern matches."""
     return _chars(op, tuple(argument) if isinstance(argument, list) else argument, flags)
 
 
@@ -181,7 +181,7 @@ def _chars(op: Any, argument: Any, flags: int) -> frozenset[str]:
 
 
 def alphabet(items: Any, flags: int) -> frozenset[str]:
-    """Every character that a match of these items may hold."""
+    """Return every character that a match of these items may contain."""
     found: frozenset[str] = frozenset()
     for op, argument in items:
         for inner in _inside(op, argument):
@@ -204,7 +204,7 @@ def _inside(op: Any, argument: Any) -> list[Any]:
 
 
 def first(items: Any, flags: int) -> frozenset[str]:
-    """The characters that a match of these items may begin with."""
+    """Return the characters that a match of these items may start with."""
     found: frozenset[str] = frozenset()
     for op, argument in items:
         if op in (kind.LITERAL, kind.NOT_LITERAL, kind.ANY, kind.IN):
@@ -217,7 +217,7 @@ def first(items: Any, flags: int) -> frozenset[str]:
 
 
 def _least(items: Any) -> int:
-    """The fewest characters that these items match."""
+    """Return the smallest number of characters that these items match."""
     size = 0
     for op, argument in items:
         if op in REPEATS:
@@ -231,13 +231,12 @@ def _least(items: Any) -> int:
     return size
 
 
-# What makes it slow
+# Causes of a slow match
 
 
 @dataclass(frozen=True)
 class Pump:
-    """A repeat that may give characters back (or the start of a search), and what must match between it and
-    here."""
+    """A repeat that may give characters back (or the start of a search), and the mandatory parts after it."""
 
     name: str
     chars: frozenset[str]
@@ -254,13 +253,13 @@ class Pump:
 
 @dataclass
 class Shape:
-    """What was found in one pattern."""
+    """Collects the faults of one pattern."""
 
     flags: int
     faults: list[str] = field(default_factory=list)
 
     def walk(self, items: Any, pumps: list[Pump], fails: bool) -> list[Pump]:
-        """Go through items; `fails`: something after them may not match."""
+        """Walk through items; `fails` means that a later item may not match."""
         items = list(items)
         for number, (op, argument) in enumerate(items):
             rest = items[number + 1 :]
@@ -318,12 +317,12 @@ class Shape:
             for pump in pumps:
                 both = pump.chars & taken
                 if pump.feeds(taken) and all(part & both for part in parts) and (fails or not pump.is_start):
-                    self.faults.append(f"{pump.name} and then {shown(taken)}{{{least},{most}}}")
-        name = f"{shown(taken)}{{{least},{most}}}"
+                    self.faults.append(f"{pump.name} and then {describe_chars(taken)}{{{least},{most}}}")
+        name = f"{describe_chars(taken)}{{{least},{most}}}"
         if most is kind.MAXREPEAT or most > 1:
             inner = self.walk(body, [], True)
-            self.walk(body, inner, True)  # the next turn of the loop
-            if unbounded and op is not kind.POSSESSIVE_REPEAT:  # each turn of which is final
+            self.walk(body, inner, True)  # the next iteration of the loop
+            if unbounded and op is not kind.POSSESSIVE_REPEAT:  # each iteration of which is final
                 self._branches(body)
         after = self.walk(body, pumps, True) if not unbounded or not _single(body) else []
         if op is kind.POSSESSIVE_REPEAT:
@@ -337,7 +336,7 @@ class Shape:
         return [*kept, *after]
 
     def _mandatory(self, items: Any) -> Iterator[frozenset[str]]:
-        """The characters of each part that a match of these items must hold."""
+        """Yield the characters of each mandatory part of these items."""
         for op, argument in items:
             if op in (kind.SUBPATTERN, kind.ATOMIC_GROUP):
                 yield from self._mandatory(_inside(op, argument)[0])
@@ -353,21 +352,23 @@ class Shape:
                 for branch in _inside(op, argument):
                     begins = first(branch, self.flags)
                     if begins & seen:
-                        self.faults.append(f"two branches of a loop begin with {shown(begins & seen)}")
+                        self.faults.append(
+                            f"two branches of a loop begin with {describe_chars(begins & seen)}"
+                        )
                     seen |= begins
 
 
 def _single(body: Any) -> bool:
-    """Whether a repeat's body is one class of characters."""
+    """Return whether a repeat's body is one class of characters."""
     return len(body) == 1 and body[0][0] in (kind.LITERAL, kind.NOT_LITERAL, kind.ANY, kind.IN)
 
 
-def shown(found: frozenset[str]) -> str:
+def describe_chars(found: frozenset[str]) -> str:
     return "[" + "".join(sorted(found))[:20] + "]"
 
 
 def shape(pattern: re.Pattern[Any], *, anchored: bool) -> list[str]:
-    """What may make a pattern slow; nothing when it takes linear time."""
+    """Return the faults that may make a pattern slow; none if it takes linear time."""
     tree = parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG)
     found = Shape(tree.state.flags | pattern.flags)
     found.walk(tree, [] if anchored else [Pump("a start", ALPHABET, is_start=True)], False)
@@ -378,51 +379,50 @@ def shape(pattern: re.Pattern[Any], *, anchored: bool) -> list[str]:
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
 SIZE = 64 * 1024 if FACTOR else 8 * 1024
-"""Characters of an attack: a pattern that is quadratic takes seconds, or a third of one in the suite."""
+"""Characters of an attack: a quadratic pattern takes seconds, or a third of one in the suite."""
 CPU_SECONDS = 4.0 if FACTOR else 0.2
 """CPU time of one attack, of which a linear pattern needs some milliseconds; more ends the process."""
 BY_CHANCE = 5 * max(1, FACTOR)
-"""Random attacks on one pattern."""
+"""The number of random attacks on one pattern."""
 
 
 def attacks(pattern: re.Pattern[Any], more: int) -> Iterator[str]:
-    """Yield texts that a pattern that backtracks is slow to refuse; `more` of them are random."""
+    """Yield texts that a backtracking pattern is slow to reject; `more` of them are random."""
     tree = parser.parse(pattern.pattern, pattern.flags)
     flags = tree.state.flags | pattern.flags
     pumps: dict[tuple[str, str], None] = {}
     _pumps(list(tree), "", flags, pumps)
     chance, samples = random.Random(pattern.pattern), [sample for _, sample in pumps]
     for _ in range(more if samples else 0):
-        begun, *repeated = chance.choices(samples, k=chance.randint(2, 4))
-        pumps[begun, "".join(repeated)] = None
+        prefix_so_far, *repeated = chance.choices(samples, k=chance.randint(2, 4))
+        pumps[prefix_so_far, "".join(repeated)] = None
     for prefix, pump in pumps:
         for miss in ("", "\0", "x!"):
             yield prefix + pump * (SIZE // len(pump)) + miss
 
 
 def _pumps(items: list[Any], before: str, flags: int, found: dict[tuple[str, str], None]) -> str:
-    """Collect what may be repeated: each class, and each beginning; returns a shortest match behind
-    `before`."""
-    begun = before
+    """Collect each repeatable class and prefix; return a shortest match after `before`."""
+    prefix_so_far = before
     for op, argument in items:
         if op in REPEATS:
             least, _, body = argument
-            sample = _pumps(list(body), begun, flags, found)[len(begun) :]
+            sample = _pumps(list(body), prefix_so_far, flags, found)[len(prefix_so_far) :]
             if sample:
-                found[begun, sample] = None
-                if begun:
-                    found["", begun + sample] = None
-            begun += sample * min(max(least, 0), 64)
+                found[prefix_so_far, sample] = None
+                if prefix_so_far:
+                    found["", prefix_so_far + sample] = None
+            prefix_so_far += sample * min(max(least, 0), 64)
         elif op in (kind.BRANCH, kind.GROUPREF_EXISTS):
-            ends = [_pumps(list(branch), begun, flags, found) for branch in _inside(op, argument)]
-            begun = min(ends, key=len)
+            ends = [_pumps(list(branch), prefix_so_far, flags, found) for branch in _inside(op, argument)]
+            prefix_so_far = min(ends, key=len)
         elif op in (kind.SUBPATTERN, kind.ATOMIC_GROUP):
-            begun = _pumps(list(_inside(op, argument)[0]), begun, flags, found)
+            prefix_so_far = _pumps(list(_inside(op, argument)[0]), prefix_so_far, flags, found)
         elif op in (kind.LITERAL, kind.NOT_LITERAL, kind.ANY, kind.IN):
-            begun += _sample(chars(op, argument, flags))
-            if begun:
-                found["", begun[-80:]] = None
-    return begun
+            prefix_so_far += _sample(chars(op, argument, flags))
+            if prefix_so_far:
+                found["", prefix_so_far[-80:]] = None
+    return prefix_so_far
 
 
 def _sample(found: frozenset[str]) -> str:
@@ -435,7 +435,7 @@ EXAMPLES: dict[str, list[str]] = {
     "qproxy.telemetry.redaction: known map re": [r"sk\-one|sk\-on|secret"],
     "qproxy.wire.tool_calls.bare_json: opener": [r" {0,3}````*+[ \t]*+\r?\n?\Z"],
     "qproxy.wire.tool_calls.text_calls: others": [r"<(?=[tf/]|\Z)|[✿]", r"<(?=[tf/]|\Z)|[✿A`]"],
-    "qproxy.wire.dialects.error_mapping: row": [],  # the module holds them, too
+    "qproxy.wire.dialects.error_mapping: row": [],  # the module's own patterns include them
     "qproxy.wire.models.name_pattern: piece": [
         piece.pattern
         for group in (*package_catalog()._lines, *package_catalog()._vendors)
@@ -443,14 +443,14 @@ EXAMPLES: dict[str, list[str]] = {
         for piece in pattern._pieces
     ],
 }
-"""What the calls that build a pattern from parts make of them, by module and the names in its parts."""
+"""Examples of the patterns that calls build from parts, by module and the names in the parts."""
 
 
-def every() -> Iterator[Used]:
-    """Every pattern of the package, each use once."""
+def all_patterns() -> Iterator[PatternUse]:
+    """Yield every pattern of the package, each use once."""
     seen = set()
     for module in modules():
-        for used in written(module, EXAMPLES):
+        for used in module_patterns(module, EXAMPLES):
             key = used.pattern, used.anchored
             if key not in seen:
                 seen.add(key)
@@ -458,12 +458,12 @@ def every() -> Iterator[Used]:
 
 
 def attack_all(more: int) -> int:
-    """Match every pattern against its attacks, as it is used; return how many there were.
+    """Match every pattern against its attacks, as it is used; return their number.
 
     The default action of SIGVTALRM ends a process whose attack takes too long, even inside the matcher.
     """
     count = 0
-    for used in every():
+    for used in all_patterns():
         uses = [used.pattern.match, used.pattern.fullmatch] if used.anchored else [used.pattern.search]
         for text in attacks(used.pattern, more):
             for use in uses:

@@ -1,4 +1,4 @@
-"""Proxies for tests: SOCKS 5 and HTTP, over whatever streams they are given."""
+"""Proxies for tests: SOCKS 5 and HTTP, over any streams."""
 
 import ipaddress
 import socket
@@ -11,7 +11,7 @@ import trio
 
 
 async def pump(source, sink):
-    """Pass everything on until either end is gone."""
+    """Copy data until either end closes."""
     try:
         while data := await source.receive_some(65536):
             await sink.send_all(data)
@@ -21,7 +21,7 @@ async def pump(source, sink):
 
 
 async def join(one, other):
-    """Make two streams one connection, until it ends."""
+    """Join two streams into one connection, until it ends."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump, one, other)
         await pump(other, one)
@@ -29,17 +29,17 @@ async def join(one, other):
 
 @dataclass
 class SOCKSProxy:
-    """RFC 1928's server; `connect(host, port)` makes the connections behind it."""
+    """A server of RFC 1928; `connect(host, port)` opens its outgoing connections."""
 
     connect: Callable[[str, int], Awaitable[trio.abc.Stream]]
     credentials: tuple[str, str] | None = None
     reply: int = 0
     bound: bytes = b"\x01\x00\x00\x00\x00\x00\x00"
-    """Type, address and port that a connection is said to come from."""
+    """The type, address and port that the reply has as the connection's source."""
     destinations: list = field(default_factory=list)
     """(type of address, host, port) of each request."""
     shown: list = field(default_factory=list)
-    """The user names and passwords."""
+    """The received user names and passwords."""
 
     async def handle(self, stream):
         with suppress(trio.BrokenResourceError):
@@ -50,7 +50,7 @@ class SOCKSProxy:
         async def read(size):
             data = b""
             while len(data) < size:
-                data += await stream.receive_some(size - len(data)) or self._gone()
+                data += await stream.receive_some(size - len(data)) or self._raise_closed()
             return data
 
         version, count = await read(2)
@@ -70,10 +70,10 @@ class SOCKSProxy:
         if self.reply:
             await stream.send_all(answer)
             return
-        behind = await self.connect(host, port)
-        for byte in answer:  # one by one: nothing may be taken for whole that is not
+        target = await self.connect(host, port)
+        for byte in answer:  # one by one: a partial reply must not count as whole
             await stream.send_all(bytes([byte]))
-        await join(stream, behind)
+        await join(stream, target)
 
     async def _authenticate(self, stream, read):
         assert (await read(1)) == b"\x01"
@@ -83,26 +83,26 @@ class SOCKSProxy:
         return shown == self.credentials
 
     @staticmethod
-    def _gone():
+    def _raise_closed():
         raise trio.BrokenResourceError
 
 
 @dataclass
 class HTTPProxy:
-    """RFC 9110's proxy: forwards requests in absolute form, and makes tunnels for CONNECT."""
+    """A proxy of RFC 9110: forwards requests in absolute form, and opens tunnels for CONNECT."""
 
     connect: Callable[[str, int], Awaitable[trio.abc.Stream]]
     authorization: bytes | None = None
-    """What a request must show."""
+    """The required proxy-authorization."""
     seen: list = field(default_factory=list)
-    """(method, target, fields) of each request."""
+    """(method, target, headers) of each request."""
 
     async def handle(self, stream):
         while await self._handle(stream):
             pass
 
     async def _handle(self, stream):
-        """Answer one request; whether another one may follow."""
+        """Handle one request; return whether another one may follow."""
         http, body, request = h11.Connection(h11.SERVER), b"", None
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
@@ -120,31 +120,31 @@ class HTTPProxy:
             await stream.send_all(b"HTTP/1.1 407 Who\r\ncontent-length: 0\r\n\r\n")
         elif request.method == b"CONNECT":
             host, _, port = request.target.decode().rpartition(":")
-            behind = await self.connect(host, int(port))
+            target = await self.connect(host, int(port))
             await stream.send_all(b"HTTP/1.1 200 Connected\r\n\r\n")
-            await join(stream, behind)
+            await join(stream, target)
             return False
         else:
             await self._forward(stream, request, body)
         return True
 
     async def _forward(self, stream, request, body):
-        """Fetch an absolute http URL and pass the answer on."""
+        """Fetch an absolute http URL and forward the response."""
         rest = request.target.decode().removeprefix("http://")
         authority, _, path = rest.partition("/")
         host, _, port = authority.partition(":")
-        behind = await self.connect(host, int(port or 80))
+        target = await self.connect(host, int(port or 80))
         fields = [item for item in request.headers if item[0] != b"proxy-authorization"]
         http = h11.Connection(h11.CLIENT)
         sent = http.send(h11.Request(method=request.method, target=f"/{path}", headers=fields))
         sent += http.send(h11.Data(data=body)) if body else b""
-        await behind.send_all(sent + (http.send(h11.EndOfMessage()) or b""))
+        await target.send_all(sent + (http.send(h11.EndOfMessage()) or b""))
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                data = bytes(await behind.receive_some(65536))
+                data = bytes(await target.receive_some(65536))
                 http.receive_data(data)
                 await stream.send_all(data)
-        await behind.aclose()
+        await target.aclose()
 
 
 class Names(trio.abc.HostnameResolver):

@@ -1,4 +1,4 @@
-"""Which package may import what, kept by reading the source."""
+"""The packages' allowed imports, checked by reading the source."""
 
 import ast
 from pathlib import Path
@@ -39,8 +39,7 @@ LAYERS = (
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 PURE = {"wire/bounded_h11.py": {"h11"}, "wire/http1.py": {"http"}}
-"""h11 does no I/O either; one module of wire bounds what it is given. `http` itself is a table of
-statuses."""
+"""h11 does no I/O either; one module of wire bounds its input. `http` itself is a table of statuses."""
 
 # A foreign module, and the only packages that may import it.
 FOREIGN = {
@@ -63,7 +62,7 @@ FOREIGN = {
     "compression": ("server",),
 }
 
-# All others get what they need as arguments, and so read no settings.
+# All others get their settings as arguments.
 READ_SETTINGS = (
     "backends/api_keys.py",
     "backends/factory.py",
@@ -77,7 +76,7 @@ READ_SETTINGS = (
     "config/",
 )
 ACCOUNT_RECORD = "qproxy.config.accounts"
-"""How an account is written down, which is no setting of the server."""
+"""The record of an account, which is no setting of the server."""
 
 
 def imports(path: Path) -> set[str]:
@@ -94,7 +93,7 @@ def imports(path: Path) -> set[str]:
 
 
 def package(path: Path) -> str:
-    """The package of a file, or its name where it stands outside of them."""
+    """Return the package of a file, or its name outside of the packages."""
     return path.relative_to(ROOT).parts[0]
 
 
@@ -121,7 +120,7 @@ def names(path: Path) -> set[str]:
     "path", sorted((ROOT / "wire").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_wire_is_pure(path):
-    """wire imports itself and the pure part of the standard library, and neither prints nor opens."""
+    """wire imports itself and the pure part of the standard library, and neither prints nor opens files."""
     for name in imports(path):
         pure = WIRE_MAY_IMPORT | PURE.get(str(path.relative_to(ROOT)), set())
         assert name.split(".")[0] in pure or name.startswith("qproxy.wire"), name
@@ -130,29 +129,29 @@ def test_wire_is_pure(path):
 
 
 def test_every_package_has_a_layer():
-    """A new package says where it stands before anything imports it."""
+    """Every package has a layer."""
     assert {package(path) for path in FILES} == set(LEVELS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
-    """A package imports only packages of lower layers, and none that stands beside it."""
-    here = package(path)
+    """A package imports only packages of lower layers, and none of its own layer."""
+    own_package = package(path)
     for name in imports(path):
         if name.startswith("qproxy."):
-            there = name.split(".")[1]
-            level = LEVELS.get(there, LEVELS.get(f"{there}.py"))
+            other = name.split(".")[1]
+            level = LEVELS.get(other, LEVELS.get(f"{other}.py"))
             assert level is not None, name
-            assert there == here or level > LEVELS[here], f"{name} is not for {here}"
+            assert other == own_package or level > LEVELS[own_package], f"{name} is not for {own_package}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_foreign_modules_stay_in_their_packages(path):
-    """Each foreign library is known to one package."""
-    here = package(path)
+    """Each foreign library is imported by its packages only."""
+    own_package = package(path)
     for name in imports(path):
         foreign = name.split(".")[0]
-        assert here in FOREIGN.get(foreign, (here,)), f"{foreign} is not for {here}"
+        assert own_package in FOREIGN.get(foreign, (own_package,)), f"{foreign} is not for {own_package}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -165,13 +164,14 @@ def test_environment_and_printing_have_one_package(path):
         assert "print" not in used
 
 
-def test_settings_are_read_where_parts_are_put_together():
-    """Whoever does the work is told what to do, and can be tested and embedded without a configuration."""
-    there = {str(path.relative_to(ROOT)): path for path in FILES}
-    assert all(any(name.startswith(prefix) for name in there) for prefix in READ_SETTINGS)
+def test_settings_are_read_by_the_composing_packages():
+    """The other packages get their settings as arguments, so that they can be tested and embedded without a
+    configuration."""
+    other = {str(path.relative_to(ROOT)): path for path in FILES}
+    assert all(any(name.startswith(prefix) for name in other) for prefix in READ_SETTINGS)
     readers = [
         name
-        for name, path in there.items()
+        for name, path in other.items()
         if not name.startswith(READ_SETTINGS)
         and any(it.startswith("qproxy.config") and it != ACCOUNT_RECORD for it in imports(path))
     ]
@@ -179,8 +179,8 @@ def test_settings_are_read_where_parts_are_put_together():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_long_files_say_what_they_are(path):
-    """A file of over 80 lines opens with a header, and none is over 400 lines."""
+def test_long_files_have_a_header(path):
+    """A file of over 80 lines starts with a header, and none is over 400 lines."""
     text = path.read_text()
     lines = text.count("\n")
     assert lines <= 400

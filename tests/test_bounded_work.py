@@ -1,5 +1,5 @@
-"""No event of a client or an upstream holds the loop: long work is done in slices, or in a thread, and grows
-with its input."""
+"""No event of a client or an upstream blocks the loop: long work is done in slices, or in a thread, and is
+linear in its input."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 
 
 class Source:
-    """An upstream's body, in these reads."""
+    """An upstream's body in these reads."""
 
     def __init__(self, *reads):
         self._reads = list(reads)
@@ -44,8 +44,7 @@ class Source:
 
 
 class Recorder:
-    """A stage that writes down what it is fed, in which thread, and how often other tasks have run till
-    then."""
+    """A stage that records its input, the thread, and the count of other tasks' turns."""
 
     def __init__(self):
         self.turns = 0
@@ -59,16 +58,16 @@ class Recorder:
     def close(self):
         return []
 
-    async def others(self, task_status=trio.TASK_STATUS_IGNORED):
-        """A task that is always ready."""
+    async def count_turns(self, task_status=trio.TASK_STATUS_IGNORED):
+        """Count the turns of a task that is always ready."""
         task_status.started()
         while True:
             self.turns += 1
             await trio.lowlevel.checkpoint()
 
 
-async def received(recorder, front, *reads):
-    """All events of an answer that comes in these reads, while another task is ready."""
+async def read_events(recorder, front, *reads):
+    """Return all events of a response with these reads, while another task is ready."""
     answer = UpstreamEventStream(
         RelayRecord(),
         ResponseTokens(TokenEstimate()),
@@ -77,47 +76,46 @@ async def received(recorder, front, *reads):
         back=Pipeline(),
     )
     async with trio.open_nursery() as nursery:
-        await nursery.start(recorder.others)
+        await nursery.start(recorder.count_turns)
         events = await answer.read_all()
         nursery.cancel_scope.cancel()
     return events
 
 
-async def test_a_long_read_is_worked_on_in_slices():
-    """However much comes in one read: after each slice the other tasks get their turn."""
+async def test_a_long_read_is_processed_in_slices():
+    """After each slice of a read of any length the other tasks get their turn."""
     recorder = Recorder()
-    await received(recorder, Pipeline(recorder), b"x" * MIB)
+    await read_events(recorder, Pipeline(recorder), b"x" * MIB)
     assert sum(size for _, size, _ in recorder.fed) == MIB
     assert max(size for _, size, _ in recorder.fed) <= SLICE
     turns = [turn for turn, _, _ in recorder.fed]
-    # Trio runs ready tasks in any order: at least, others ran between a slice and the next but one.
+    # Trio runs ready tasks in any order: other tasks ran at least between a slice and the next but one.
     assert all(later > earlier for earlier, later in zip(turns, turns[2:], strict=False))
 
 
-async def test_a_short_read_is_one_piece_of_work():
-    """Nearly every read is: it costs no checkpoint of its own."""
+async def test_a_short_read_is_one_slice():
+    """A short read, like nearly every one, costs no extra checkpoint."""
     recorder = Recorder()
-    await received(recorder, Pipeline(recorder), b"x" * SLICE)
+    await read_events(recorder, Pipeline(recorder), b"x" * SLICE)
     assert [size for _, size, _ in recorder.fed] == [SLICE]
 
 
 async def test_a_long_event_has_a_thread():
-    """An event that has grown beyond a slice is worked on beside the loop; one that has not stays in it."""
+    """An event beyond a slice is processed in a thread; a shorter one stays in the loop."""
     recorder = Recorder()
     long, short = b"data: %b\n\n" % (b"<" * MIB), b"data: short\n\n"
-    events = await received(
+    events = await read_events(
         recorder,
         Pipeline(sse.Decoder(), recorder),
         short,
         *[long[at : at + 65536] for at in range(0, len(long), 65536)],
     )
     assert len(events) == 2
-    assert [(size, at_home) for _, size, at_home in recorder.fed] == [(5, True), (MIB, False)]
+    assert [(size, in_main_thread) for _, size, in_main_thread in recorder.fed] == [(5, True), (MIB, False)]
 
 
-async def test_many_events_are_given_some_at_a_time():
-    """However many events a read completes, whoever writes them gets a bounded number, and all of them in
-    order."""
+async def test_many_events_are_delivered_in_batches():
+    """The writer gets a bounded number of events at a time, and all of them in order."""
     count = 2 * MAX_EVENTS + 1
     answer = UpstreamEventStream(
         RelayRecord(), ResponseTokens(TokenEstimate()), source=None, front=Pipeline(), back=Pipeline()
@@ -130,11 +128,11 @@ async def test_many_events_are_given_some_at_a_time():
 
 
 async def test_a_large_body_has_a_thread(monkeypatch):
-    """A client's body is read in the loop while it is small."""
-    at_home, plain = [], raw_json.parse_body
+    """A client's body is parsed in the loop while it is small."""
+    in_main_thread, plain = [], raw_json.parse_body
 
     def read(data):
-        at_home.append(threading.current_thread() is threading.main_thread())
+        in_main_thread.append(threading.current_thread() is threading.main_thread())
         return plain(data)
 
     monkeypatch.setattr(raw_json, "parse_body", read)
@@ -143,12 +141,11 @@ async def test_a_large_body_has_a_thread(monkeypatch):
             content = [{"role": "user", "content": "x" * size}]
             status, _, _ = await it.post({**HELLO, "messages": content})
             assert status == 200
-    assert at_home == [True, False]
+    assert in_main_thread == [True, False]
 
 
 async def test_a_body_of_too_many_values(monkeypatch):
-    """A body may be as large as the setting says, but not consist of millions of values, in whatever field
-    they are."""
+    """A body may be as large as the setting allows, but not have millions of values, in any field."""
     monkeypatch.setattr(json_codec, "MAX_VALUES", 50_000)
     many: list[Any] = [[]] * 50_001
     async with world() as it:
@@ -174,8 +171,8 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.sampled_from(["", "x", ",", "]", "}", '"', "\x00", " NaN", "1" * 2000]), st.integers(0, 40))
-def test_large_texts_are_read_as_small_ones(value, fault, place):
-    """Value by value or at once: the same value, or an error at the same place."""
+def test_large_texts_are_parsed_like_small_ones(value, fault, place):
+    """Parsing in parts or at once gives the same value, or an error at the same place."""
     text = json.dumps(value)
     text = text[:place] + fault + text[place:]
     padded = '{"a": "' + "x" * json_codec.LARGE + '", "b": ' + text + "}"
@@ -201,7 +198,7 @@ def test_large_texts_are_read_as_small_ones(value, fault, place):
 @pytest.mark.parametrize("depth", [1000, 100_000, MIB])
 @pytest.mark.parametrize("opener", ["[", '{"a":'])
 def test_depth_is_an_error_like_any_other(depth, opener):
-    """Every reader of JSON refuses what nests deeper than Python's stack, small or large."""
+    """Every JSON parser rejects a nesting deeper than Python's stack, small or large."""
     text = opener * depth
     readers = (
         json_codec.loads,
@@ -254,16 +251,16 @@ STREAMS = {
 
 
 def steps(stream, profile):
-    """Python functions that are called, and characters that leave, for a stream through all stages."""
+    """Return the number of function calls and output characters of a stream through all stages."""
     calls, size = 0, 0
 
-    def see(frame, event, argument):
+    def profile_calls(frame, event, argument):
         nonlocal calls
         calls += event == "call"
 
     stage = tool_calls.build_pipeline(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
     events = [*stream, ChoiceFinished("stop", 0)]
-    sys.setprofile(see)
+    sys.setprofile(profile_calls)
     try:
         for event in events:
             for out in stage.feed(event):
@@ -279,9 +276,8 @@ def steps(stream, profile):
     ids=["plain", "all"],
 )
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_work_of_the_stages_grows_with_the_text(name, profile):
-    """One character at a time: four times the text costs about four times the steps, whatever has come
-    before."""
+def test_the_work_of_the_stages_is_linear(name, profile):
+    """Four times the text, one character at a time, costs about four times the steps."""
     short, _ = steps(STREAMS[name](1000), profile)
     long, size = steps(STREAMS[name](4000), profile)
     assert long <= 4.6 * short + 1000
@@ -290,7 +286,7 @@ def test_the_work_of_the_stages_grows_with_the_text(name, profile):
 
 @pytest.mark.parametrize("side", ["from_client", "from_upstream"])
 def test_a_realtime_event_of_too_many_values(side):
-    """A large event of a realtime session is sound, and not thousands of values; the session goes on."""
+    """A large realtime event may not have thousands of values; the session continues."""
     translation = SessionTranslator("m", modern=True)
     event = json.dumps({"type": "response.create", "a": [[]] * MAX_VALUES, "b": "x" * json_codec.LARGE})
     outs = list(getattr(translation, side)(event))
@@ -308,9 +304,8 @@ UNITS = {
 
 
 @pytest.mark.parametrize(("head", "unit"), UNITS.values(), ids=UNITS)
-async def test_a_read_of_many_small_pieces_lets_others_run(head, unit, autojump_clock):
-    """What a client sends in small pieces is taken up some at a time, and the other tasks have their turn in
-    between."""
+async def test_a_read_of_many_small_frames_lets_other_tasks_run(head, unit, autojump_clock):
+    """Small frames of a read are processed in batches, with turns of the other tasks in between."""
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":

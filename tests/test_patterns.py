@@ -1,4 +1,4 @@
-"""No text makes a regular expression of the package slow: by its shape, and by being attacked."""
+"""No text makes a regular expression of the package slow: checked by shape and by attacks."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patterns import BOUNDED, every, shape
+from tests.patterns import BOUNDED, all_patterns, shape
 
 SLOW = {
     "a repeat of a repeat": r"(a+)+$",
@@ -46,15 +46,19 @@ FAST_SEARCHES = {
 
 
 def test_every_pattern_is_linear_by_its_shape():
-    """No pattern gives back what a later repeat takes up again, and no search scans a run from each of its
-    places."""
-    found = {str(used): faults for used in every() if (faults := shape(used.pattern, anchored=used.anchored))}
+    """No pattern gives back characters that a later repeat matches again, and no search scans a run from each
+    place."""
+    found = {
+        str(used): faults
+        for used in all_patterns()
+        if (faults := shape(used.pattern, anchored=used.anchored))
+    }
     assert found == {}
 
 
 def test_all_patterns_are_found():
-    """Patterns of modules, of tables, of records, and of calls are among those that are looked at."""
-    patterns = {used.pattern.pattern for used in every()}
+    """Patterns of modules, of tables, of records, and of calls are found."""
+    patterns = {used.pattern.pattern for used in all_patterns()}
     assert len(patterns) > 90
     for one in (
         r"[A-Za-z0-9_-]{1,64}\Z",
@@ -66,41 +70,39 @@ def test_all_patterns_are_found():
 
 
 @pytest.mark.parametrize("pattern", SLOW.values(), ids=SLOW)
-def test_the_check_sees_what_is_slow_anywhere(pattern):
-    """A pattern that backtracks over a run is refused, matched or searched for."""
+def test_the_check_rejects_slow_patterns(pattern):
+    """A pattern that backtracks over a run is rejected, matched or searched for."""
     assert shape(re.compile(pattern), anchored=True)
     assert shape(re.compile(pattern), anchored=False)
 
 
 @pytest.mark.parametrize("pattern", SLOW_SEARCHES.values(), ids=SLOW_SEARCHES)
-def test_the_check_sees_what_is_slow_to_search_for(pattern):
-    """A pattern that scans a run from each of its places is refused where it is searched for, and only
-    there."""
+def test_the_check_rejects_slow_searches(pattern):
+    """A pattern that scans a run from each of its places is rejected as a search, and only as a search."""
     assert shape(re.compile(pattern), anchored=False)
     assert not shape(re.compile(pattern), anchored=True)
 
 
 @pytest.mark.parametrize("pattern", FAST.values(), ids=FAST)
-def test_the_check_passes_what_is_fast(pattern):
-    """What gives nothing back, or has a border, is not refused."""
+def test_the_check_accepts_fast_patterns(pattern):
+    """A pattern that gives nothing back, or has a border, is accepted."""
     assert not shape(re.compile(pattern), anchored=True)
 
 
 @pytest.mark.parametrize("pattern", FAST_SEARCHES.values(), ids=FAST_SEARCHES)
-def test_the_check_passes_what_is_fast_to_search_for(pattern):
-    """A search whose starts cannot overlap is not refused."""
+def test_the_check_accepts_fast_searches(pattern):
+    """A search whose starts cannot overlap is accepted."""
     assert not shape(re.compile(pattern), anchored=False)
 
 
 def test_attacks_end():
-    """Long runs of what each part of each pattern matches, with a near miss behind them, take their length's
-    time."""
-    ended = subprocess.run(
+    """Long runs that match each part of each pattern, with a near miss behind them, take linear time."""
+    result = subprocess.run(
         [sys.executable, "-m", "tests.patterns"],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert int(ended.stdout) > 9000
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout) > 9000

@@ -1,4 +1,4 @@
-"""Every way to serve is as safe as `qproxy serve`: real processes, each held to the same safeguards.
+"""Every way to serve is as safe as `qproxy serve`: real processes, with the same safeguards.
 
 `WAYS` are the columns and `SAFEGUARDS` the rows of the table in docs/operations.md, which is compared with
 them.
@@ -45,15 +45,15 @@ PUBLIC = "0.0.0.0"
 
 @dataclass
 class Way:
-    """A command that serves, and how it ends."""
+    """A command that serves, and its exit code."""
 
     command: tuple[str, ...]
     workers: int = 0
-    """Processes that serve, beside the one that was started."""
+    """Worker processes beside the started one."""
     bind: tuple[str, ...] = ()
-    """The arguments that name an address; where there are none, the settings do."""
+    """The arguments that set the address; without them, the settings do."""
     failed: int | None = 1
-    """Its exit code when it cannot serve; None where Hypercorn's master makes it a matter of luck."""
+    """The exit code of a failed start; None if Hypercorn's master makes it unpredictable."""
 
 
 WAYS = {
@@ -76,40 +76,40 @@ COMMANDS = {name: way for name, way in WAYS.items() if way.bind and name.startsw
 
 
 class Process:
-    """A process that serves, and what it has said."""
+    """A process that serves, and its output."""
 
     def __init__(self, child):
         self._child = child
         self.pid = child.pid
-        self.said = ""
+        self.output = ""
 
-    async def hear(self, pattern):
-        """Read until it has said this; the match."""
+    async def wait_for(self, pattern):
+        """Read until the output matches, and return the match."""
         with trio.fail_after(PATIENCE):
-            while not (found := re.search(pattern, self.said)):
+            while not (found := re.search(pattern, self.output)):
                 piece = await self._child.stdout.receive_some()
-                assert piece, self.said
-                self.said += piece.decode()
+                assert piece, self.output
+                self.output += piece.decode()
             return found
 
     async def end(self):
-        """Read until it and all its workers are gone; its exit code."""
+        """Read until the process and all its workers have exited; return the exit code."""
         with trio.fail_after(PATIENCE):
             while piece := await self._child.stdout.receive_some():
-                self.said += piece.decode()
+                self.output += piece.decode()
             return await self._child.wait()
 
     def signal(self, number):
         self._child.send_signal(number)
 
     def lines(self, *words):
-        """The lines with these words in them."""
-        return [line for line in self.said.splitlines() if all(word in line for word in words)]
+        """Return the lines that contain all of these words."""
+        return [line for line in self.output.splitlines() if all(word in line for word in words)]
 
 
 @asynccontextmanager
-async def started(way, home, host="127.0.0.1", *, inherited=(), bind=None, ignored=(), **settings):
-    """The process, with its output, and without this machine's own settings."""
+async def start(way, home, host="127.0.0.1", *, inherited=(), bind=None, ignored=(), **settings):
+    """Run the process, with its output, and without this machine's own settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -156,7 +156,7 @@ def body(stream):
 
 
 class Requests:
-    """A stream over HTTP/1.1, one over HTTP/2 and a whole request, none of which would end."""
+    """A stream over HTTP/1.1, one over HTTP/2 and a whole request, none of which ends by itself."""
 
     def __init__(self, one, two, plain):
         self._one, self._two, self._plain = one, two, plain
@@ -179,7 +179,7 @@ class Requests:
         return cls(one, two, plain)
 
     async def check_errors(self):
-        """Each ends with the error that says why, as its API has it."""
+        """Check that each request ends with the error of a shutdown, in its API's form."""
         with trio.fail_after(PATIENCE):
             text = b""
             while data := getattr(await self._one.event(), "data", b""):
@@ -216,26 +216,26 @@ def environment(emulator, home):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 async def test_a_public_address_without_keys(way, tmp_path):
-    """It does not start, and says what to do; with keys a server could, so it is the address that is
-    refused."""
+    """A public address without keys does not start, and the error has the remedy; the address is what is
+    rejected."""
     settings = {"QPROXY_UPSTREAM": "http://127.0.0.1:9/v1"}
     with closing(socket.socket()) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")  # nobody outside reaches it
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")  # no other machine reaches it
         held.bind((PUBLIC, 0))
         inherited = (held.fileno(),) if way.bind else ()
         bind = f"fd://{held.fileno()}"
-        async with started(way, tmp_path, PUBLIC, inherited=inherited, bind=bind, **settings) as process:
+        async with start(way, tmp_path, PUBLIC, inherited=inherited, bind=bind, **settings) as process:
             assert (await process.end() == way.failed) or way.failed is None
-    said = process.lines(f"Refusing to listen on {PUBLIC} without API keys", "qproxy keys create")
-    assert set(Counter(said).values()) <= {1, way.workers}
-    assert len(set(said)) == 1
+    output = process.lines(f"Refusing to listen on {PUBLIC} without API keys", "qproxy keys create")
+    assert set(Counter(output).values()) <= {1, way.workers}
+    assert len(set(output)) == 1
     assert not process.lines("Running on")
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 async def test_settings_that_cannot_serve(way, tmp_path):
-    """Without an account it does not start: one line says what to do, a program's exception does."""
-    async with started(way, tmp_path) as process:
+    """Without an account the server does not start: one line has the remedy, or a program's exception."""
+    async with start(way, tmp_path) as process:
         assert (await process.end() == way.failed) or way.failed is None
     assert len(set(process.lines("No account is configured", "DASHSCOPE_API_KEY"))) == 1
     assert not process.lines("Running on")
@@ -243,18 +243,18 @@ async def test_settings_that_cannot_serve(way, tmp_path):
         assert not process.lines("Traceback")
 
 
-async def check_requests_at_the_end(way, number, tmp_path):
+async def check_requests_at_shutdown(way, number, tmp_path):
     async with upstream() as emulator:
         settings = environment(emulator, tmp_path)
         if way.bind:
             settings["QPROXY_PORT"] = "9"
-        # A script's background job ignores SIGINT: then SIGTERM must end it all the same.
+        # A script's background job ignores SIGINT: then SIGTERM must still end it.
         ignored = (signal.SIGINT,) if number == signal.SIGTERM else ()
-        async with started(way, tmp_path, ignored=ignored, **settings) as process:
-            port = int((await process.hear(r"http://127\.0\.0\.1:(\d+)"))[1])
+        async with start(way, tmp_path, ignored=ignored, **settings) as process:
+            port = int((await process.wait_for(r"http://127\.0\.0\.1:(\d+)"))[1])
             requests = await Requests.begin(emulator, port)
-            if way in COMMANDS.values():  # a worker that is still starting would end without a line
-                await process.hear(rf"(?s)(?:Running on .*?){{{max(1, way.workers)}}}")
+            if way in COMMANDS.values():  # a worker that is still starting would exit without a line
+                await process.wait_for(rf"(?s)(?:Running on .*?){{{max(1, way.workers)}}}")
             process.signal(number)
             await requests.check_errors()
             assert await process.end() == 0
@@ -266,25 +266,25 @@ async def check_requests_at_the_end(way, number, tmp_path):
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-async def test_requests_at_the_end(way, tmp_path):
+async def test_requests_at_shutdown(way, tmp_path):
     """After SIGTERM and graceful_timeout streams end with an error frame and whole requests with a 503, over
-    both versions of HTTP; the ledger says why. Hypercorn's lines come once a process, and a setting that it
-    has itself is named once."""
-    await check_requests_at_the_end(way, signal.SIGTERM, tmp_path)
+    both versions of HTTP; the ledger has the reason. Hypercorn's lines are logged once per process, and an
+    ignored setting is named once."""
+    await check_requests_at_shutdown(way, signal.SIGTERM, tmp_path)
 
 
 @pytest.mark.parametrize("way", INTERRUPTED.values(), ids=INTERRUPTED.keys())
 async def test_an_interrupt(way, tmp_path):
-    """SIGINT ends requests as SIGTERM does, in each piece of code that receives signals."""
-    await check_requests_at_the_end(way, signal.SIGINT, tmp_path)
+    """SIGINT ends requests like SIGTERM, in each piece of code that receives signals."""
+    await check_requests_at_shutdown(way, signal.SIGINT, tmp_path)
 
 
 @pytest.mark.parametrize("way", MASTERS.values(), ids=MASTERS.keys())
 async def test_a_master_that_was_killed(way, tmp_path):
-    """Its workers notice, end their requests as at any end, and are gone; the port is free."""
+    """Workers of a killed master end their requests as at any shutdown, and exit; the port is free."""
     async with upstream() as emulator:
-        async with started(way, tmp_path, **environment(emulator, tmp_path)) as process:
-            port = int((await process.hear(r"http://127\.0\.0\.1:(\d+)"))[1])
+        async with start(way, tmp_path, **environment(emulator, tmp_path)) as process:
+            port = int((await process.wait_for(r"http://127\.0\.0\.1:(\d+)"))[1])
             requests = await Requests.begin(emulator, port)
             process.signal(signal.SIGKILL)
             await requests.check_errors()
@@ -296,24 +296,24 @@ async def test_a_master_that_was_killed(way, tmp_path):
 
 @pytest.mark.parametrize("way", COMMANDS.values(), ids=COMMANDS.keys())
 async def test_another_worker_class(way, tmp_path):
-    """Hypercorn's other workers cannot serve qproxy: a line says which can."""
+    """Hypercorn's other workers cannot serve qproxy: a line names the right one."""
     command = [part for part in way.command if part not in ("--worker-class", "trio")]
     settings = {"QPROXY_UPSTREAM": "http://127.0.0.1:9/v1"}
-    async with started(Way(tuple(command), bind=way.bind), tmp_path, **settings) as process:
+    async with start(Way(tuple(command), bind=way.bind), tmp_path, **settings) as process:
         assert (await process.end() == way.failed) or way.failed is None
-    assert len(set(process.said.splitlines())) == 1
-    assert "--worker-class trio" in process.said
+    assert len(set(process.output.splitlines())) == 1
+    assert "--worker-class trio" in process.output
 
 
 async def test_a_second_signal(tmp_path):
-    """Under Hypercorn's command without workers it ends at once, whatever runs."""
+    """Under Hypercorn's command without workers a second signal ends it at once."""
     async with upstream() as emulator:
         settings = {**environment(emulator, tmp_path), "QPROXY_GRACEFUL_TIMEOUT": "600"}
-        async with started(COMMANDS["`hypercorn -w 0`"], tmp_path, **settings) as process:
-            port = int((await process.hear(r"http://127\.0\.0\.1:(\d+)"))[1])
+        async with start(COMMANDS["`hypercorn -w 0`"], tmp_path, **settings) as process:
+            port = int((await process.wait_for(r"http://127\.0\.0\.1:(\d+)"))[1])
             requests = await Requests.begin(emulator, port)
             process.signal(signal.SIGTERM)
-            await process.hear("Press Ctrl.C again to quit now")
+            await process.wait_for("Press Ctrl.C again to quit now")
             process.signal(signal.SIGTERM)
             assert await process.end() in (-signal.SIGTERM, 128 + signal.SIGTERM)
             await requests.close()
@@ -323,7 +323,7 @@ SAFEGUARDS = {
     "a public address without keys is not served": test_a_public_address_without_keys,
     "invalid settings are a one-line error, and the server does not start": test_settings_that_cannot_serve,
     "SIGTERM and SIGINT end every request with its API's error, after `graceful_timeout`": (
-        test_requests_at_the_end
+        test_requests_at_shutdown
     ),
     "workers end when their master was killed": test_a_master_that_was_killed,
     "a worker class other than Trio's is a one-line error, and the server does not start": (
@@ -333,55 +333,54 @@ SAFEGUARDS = {
 EXPECTED = {
     test_a_public_address_without_keys: WAYS,
     test_settings_that_cannot_serve: WAYS,
-    test_requests_at_the_end: WAYS,
+    test_requests_at_shutdown: WAYS,
     test_a_master_that_was_killed: MASTERS,
     test_another_worker_class: COMMANDS,
 }
 
 
 def test_the_table_of_safeguards():
-    """docs/operations.md has a row for each safeguard, a column for each way, and a yes where a test here
-    proves it."""
+    """docs/operations.md has a row for each safeguard, a column for each way, and a yes for each tested
+    one."""
     page = (EXAMPLES.parent / "operations.md").read_text().partition("\n## Safeguards in every server\n")[2]
     lines = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert head[1:] == list(WAYS)
-    told = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
-    assert told == {
+    table = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+    assert table == {
         name: {way: "yes" if way in EXPECTED[test] else "–" for way in WAYS}
         for name, test in SAFEGUARDS.items()
     }
     for test, ways in EXPECTED.items():
-        (given,) = [mark.args[1] for mark in test.pytestmark if mark.args[0] == "way"]
-        assert list(given) == list(ways.values())
+        (parameters,) = [mark.args[1] for mark in test.pytestmark if mark.args[0] == "way"]
+        assert list(parameters) == list(ways.values())
 
 
 async def test_without_a_socket(tmp_path):
-    """The example that speaks to the app in its own process prints an answer; without an account it says why
-    it has none."""
+    """The in-process example prints a response, or without an account the reason."""
     way = Way((str(EXAMPLES / "trio_in_process.py"), "Hello there"))
     async with upstream() as emulator:
         settings = {"QPROXY_UPSTREAM": emulator.base_url}
-        async with started(way, tmp_path, **settings) as process:
+        async with start(way, tmp_path, **settings) as process:
             assert await process.end() == 0
         assert len(emulator.requests) == 1
-        assert process.said.strip()
-    async with started(way, tmp_path) as process:
+        assert process.output.strip()
+    async with start(way, tmp_path) as process:
         assert await process.end() == 1
     assert process.lines("the app did not start: No account is configured")
 
 
-async def test_the_end_without_a_socket(autojump_clock):
-    """At the end of `in_process` requests of other tasks have their time, and then an error frame."""
+async def test_a_shutdown_without_a_socket(autojump_clock):
+    """At the end of `in_process`, requests of other tasks get their time, and then an error frame."""
     emulator = Emulator()
     emulator.script(ScriptedReply((BEGUN, HANG)))
     answers = []
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(emulator.handle, theirs)
-            return ours
+            client_end, server_end = trio.testing.memory_stream_pair()
+            nursery.start_soon(emulator.handle, server_end)
+            return client_end
 
         async def ask(client, task_status):
             fields = [(b"content-type", b"application/json")]
@@ -392,14 +391,14 @@ async def test_the_end_without_a_socket(autojump_clock):
         server = app.build_server(Config(accounts=accounts("one"), graceful_timeout=7), connect=connect)
         async with qproxy.in_process(server.app()) as client:
             await nursery.start(ask, client)
-            began = trio.current_time()
-        assert trio.current_time() - began == pytest.approx(7)
+            started_at = trio.current_time()
+        assert trio.current_time() - started_at == pytest.approx(7)
         assert code(frames(answers[0])[-1]) == "shutting_down"
         nursery.cancel_scope.cancel()
 
 
 class Server:
-    """What is around an app: the messages that it sends."""
+    """Calls an app and collects its messages."""
 
     def __init__(self, app):
         self._app = app
@@ -418,9 +417,9 @@ class Server:
         return self.sent
 
 
-async def test_no_lifespan_no_app():
-    """The app is built in its lifespan only: before, after a failed one and after the last one a request is a
-    503 in words, also once the settings could be served."""
+async def test_an_app_without_lifespan():
+    """The app is built in its lifespan only: before it, after a failed one and after the last one a request
+    is a 503, even once the settings are valid."""
     found: list[Config] = [Config()]
     app = asgi.LazyApp(lambda: found[0])
     server = Server(app)
@@ -447,8 +446,8 @@ async def test_no_lifespan_no_app():
         await refused()
 
 
-async def test_a_fault_at_the_start_is_told(caplog):
-    """What nobody foresaw is a failed start too, with its traceback in the log."""
+async def test_an_exception_at_the_start_is_reported(caplog):
+    """An unexpected exception is a failed start too, with its traceback in the log."""
 
     def broken():
         raise ZeroDivisionError("that was not foreseen")
@@ -459,14 +458,14 @@ async def test_a_fault_at_the_start_is_told(caplog):
 
 
 def run_without_trio(coroutine):
-    """The result of a coroutine that waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     with pytest.raises(StopIteration) as done:
         coroutine.send(None)
     return done.value.value
 
 
 def test_without_trio():
-    """Under another event loop the lifespan fails and a request is refused, both in words."""
+    """Under another event loop the lifespan fails and a request is rejected, both with a message."""
     server = Server(asgi.LazyApp())
     (failed,) = run_without_trio(server.call("lifespan"))
     assert "--worker-class trio" in failed["message"]
@@ -487,10 +486,10 @@ def test_without_trio():
     ],
 )
 def test_addresses_of_a_program(bind, refused):
-    """Of all the addresses that Hypercorn is given, the first that other machines reach is refused."""
-    hypercorns = HypercornConfig()
-    hypercorns.bind, hypercorns.insecure_bind = bind[:1], bind[1:]
-    config, worker = Config(accounts=accounts("one")), Worker(hypercorns, None)
+    """The first address that other machines reach is rejected, of all that Hypercorn is given."""
+    hypercorn_config = HypercornConfig()
+    hypercorn_config.bind, hypercorn_config.insecure_bind = bind[:1], bind[1:]
+    config, worker = Config(accounts=accounts("one")), Worker(hypercorn_config, None)
 
     def check():
         for host in worker.hosts():
@@ -503,8 +502,8 @@ def test_addresses_of_a_program(bind, refused):
             check()
 
 
-def test_limits_are_the_settings(caplog):
-    """The app's settings hold; what Hypercorn was told otherwise is named, its own defaults are not."""
+def test_the_settings_set_the_limits(caplog):
+    """The app's settings apply; different ones of Hypercorn are named, its defaults are not."""
     caplog.set_level(logging.WARNING)
     config = HypercornConfig()
     config.keep_alive_timeout = 7
@@ -515,8 +514,8 @@ def test_limits_are_the_settings(caplog):
     ]
 
 
-def test_settings_of_a_server_are_named():
-    """Each setting that the server around the app has itself is named when it says something."""
+def test_unused_settings_are_named():
+    """Each setting that the outer server has itself is named when it is set."""
     config = Config(port=9, workers=3, certfile="x", keyfile="y", host="::1")
     assert [line.split()[1] for line in asgi.unused_settings(config)] == list(asgi.HYPERCORN_OPTIONS)
     assert asgi.unused_settings(Config(accounts=(AccountConfig("one"),))) == []

@@ -1,7 +1,7 @@
-"""An endpoint of an API that is nobody's: all of it is in this module, and `TOY` is its row.
+"""An endpoint of a fictional API: all of it is in this module, and `TOY` is its row.
 
 Its requests are `{"ask", "live", "model"}`, its responses lines of text, its errors `{"fault": ...}`; it has
-its own headers, its own key header, its own keep-alive and its own way to end a stream.
+its own headers, its own key header, its own keep-alive and its own end of a stream.
 """
 
 import json
@@ -31,7 +31,7 @@ def retry_headers(error):
 
 
 def rate_limit_headers(limits, wall_clock):
-    """Return what is left, and the Unix time at which all of it is back."""
+    """Return the remaining units, and the Unix time of the reset."""
     left = {f"toy-left-{limit.unit}": str(limit.remaining) for limit in limits}
     return left | {f"toy-back-{limit.unit}": f"{wall_clock + limit.reset_seconds:.0f}" for limit in limits}
 
@@ -75,7 +75,7 @@ class Encoder:
 
 
 def response(turn, events):
-    """Return the text; raises the error of a failure."""
+    """Return the text; raise the error of a failure."""
     for event in events:
         if isinstance(event, StreamFailed):
             raise event.error

@@ -1,4 +1,4 @@
-"""The vendor's own client, dashscope, judges the emulator natively: it parses every answer by itself.
+"""The vendor's own client, dashscope, parses every native response of the emulator.
 
 The client blocks, so that each test runs it in a thread, over real sockets.
 """
@@ -39,14 +39,14 @@ TIMEOUT = 10
 
 @pytest.fixture
 async def emulator(nursery):
-    """An emulator on a port of its own, and the end of the client's connections to it."""
+    """Run an emulator on its own port, and close the client's connections to it afterwards."""
     yield await nursery.start(Emulator(keys={KEY}).serve)
     close_shared_sync_session()
     nursery.cancel_scope.cancel()
 
 
 async def run(emulator, call, *arguments, key=KEY, **fields):
-    """What a call of the client returns; the whole list of a stream."""
+    """Return the result of a client's call, or the whole list of a stream."""
 
     def blocking():
         answer = call(
@@ -64,12 +64,12 @@ async def generate(emulator, model="qwen-plus", messages=HI, **fields):
 
 
 def joined(answers, name="content"):
-    """The text of a stream of increments."""
+    """Return the text of a stream of increments."""
     return "".join(answer.output.choices[0].message.get(name) or "" for answer in answers)
 
 
 async def test_a_text_comes_whole(emulator):
-    """As a message, and in the older format for a prompt."""
+    """A text response comes as a message, and in the older format for a prompt."""
     answer = await generate(emulator)
     assert (answer.status_code, answer.code, answer.request_id) == (200, "", "emu-1")
     assert answer.output.choices[0].finish_reason == "stop"
@@ -84,7 +84,7 @@ async def test_a_text_comes_whole(emulator):
 
 @pytest.mark.parametrize("incremental", [True, False, None])
 async def test_a_text_is_streamed(emulator, incremental):
-    """Increments add up; else each answer has everything so far, by the client or by the server."""
+    """Increments add up; otherwise each response has the whole text so far, from the client or the server."""
     whole = (await generate(emulator)).output.choices[0].message.content
     answers = await generate(emulator, stream=True, incremental_output=incremental)
     texts = [answer.output.choices[0].message.content for answer in answers]
@@ -97,26 +97,28 @@ async def test_a_text_is_streamed(emulator, incremental):
 
 @pytest.mark.parametrize("fields", [{}, {"incremental_output": True}, {"incremental_output": False}])
 async def test_a_tool_is_called_and_its_result_read(emulator, fields):
-    """The call comes whole and streamed with the same name, id and arguments, and its result goes back."""
+    """A call has the same name, id and arguments whole and streamed, and its result is accepted."""
     stream = bool(fields)
     question = [{"role": "user", "content": "What is the weather in Hangzhou?"}]
     answers = await generate(emulator, messages=question, tools=[WEATHER], stream=stream, **fields)
     answers = answers if stream else [answers]
     assert answers[-1].output.choices[0].finish_reason == "tool_calls"
-    found = [call for answer in answers for call in answer.output.choices[0].message.get("tool_calls") or ()]
-    call = found[-1]
+    call_parts = [
+        call for answer in answers for call in answer.output.choices[0].message.get("tool_calls") or ()
+    ]
+    call = call_parts[-1]
     if fields.get("incremental_output"):
-        arguments = "".join(piece["function"]["arguments"] for piece in found)
-        call = {**found[0], "function": {**found[0]["function"], "arguments": arguments}}
+        arguments = "".join(piece["function"]["arguments"] for piece in call_parts)
+        call = {**call_parts[0], "function": {**call_parts[0]["function"], "arguments": arguments}}
     assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Hangzhou"}'}
-    said = {"role": "assistant", "content": "", "tool_calls": [call]}
+    call_message = {"role": "assistant", "content": "", "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": call["id"], "content": "light rain"}
-    last = await generate(emulator, messages=[*question, said, result], tools=[WEATHER])
+    last = await generate(emulator, messages=[*question, call_message, result], tools=[WEATHER])
     assert last.output.choices[0].message.content.startswith("The tool says: light rain")
 
 
 async def test_thoughts_come_before_the_text(emulator):
-    """Of a model that thinks if asked to."""
+    """A model that thinks on request sends its reasoning before the text."""
     whole = (await generate(emulator, enable_thinking=True)).output.choices[0].message
     streamed = await generate(emulator, enable_thinking=True, stream=True, incremental_output=True)
     assert joined(streamed, "reasoning_content") == whole.reasoning_content
@@ -125,7 +127,7 @@ async def test_thoughts_come_before_the_text(emulator):
 
 
 async def test_a_picture_is_seen_in_parts(emulator):
-    """A multimodal model answers with a list of parts, whole and streamed."""
+    """A multimodal model responds with a list of parts, whole and streamed."""
     look = partial(run, emulator, MultiModalConversation.call, "qwen3.8-max", LOOK)
     whole = (await look()).output.choices[0].message.content
     answers = await look(stream=True, incremental_output=True)
@@ -135,16 +137,16 @@ async def test_a_picture_is_seen_in_parts(emulator):
 
 
 async def test_qwen4_keeps_its_thoughts_and_its_prompt(emulator):
-    """Its ciphertext comes back on its message and is read; the marked prefix is written and then read."""
+    """The ciphertext on its message is read; the marked prefix is written and then read."""
     system = {"role": "system", "content": [{"text": "word " * 1020, "cache_control": {"type": "ephemeral"}}]}
     history: list[dict] = [system, {"role": "user", "content": [{"text": "Hm?"}]}]
     call = partial(run, emulator, MultiModalConversation.call, "qwen4-max")
-    given = {"thinking_display": "summarized", "preserve_thinking": True}
-    first = await call(messages=history, **given)
+    parameters = {"thinking_display": "summarized", "preserve_thinking": True}
+    first = await call(messages=history, **parameters)
     message = first.output.choices[0].message
     assert message.reasoning_content.startswith("Summary of")
     history += [dict(message), {"role": "user", "content": [{"text": "So?"}]}]
-    answers = await call(messages=history, stream=True, incremental_output=True, **given)
+    answers = await call(messages=history, stream=True, incremental_output=True, **parameters)
     text = "".join(part["text"] for answer in answers for part in answer.output.choices[0].message.content)
     assert "I remember 1 thoughts." in text
     details = [answer.usage["prompt_tokens_details"] for answer in (first, answers[-1])]
@@ -153,12 +155,12 @@ async def test_qwen4_keeps_its_thoughts_and_its_prompt(emulator):
         (1024, 0),
     ]
     history[2]["encrypted_content"] += "x"
-    refused = await call(messages=history, **given)
-    assert (refused.status_code, refused.code) == (400, "InvalidParameter")
+    rejected = await call(messages=history, **parameters)
+    assert (rejected.status_code, rejected.code) == (400, "InvalidParameter")
 
 
 async def test_embeddings(emulator):
-    """Dense and sparse, in any order, of the length that is asked for."""
+    """Embeddings are dense and sparse, in any order, and of the requested length."""
     embed = partial(run, emulator, TextEmbedding.call, "text-embedding-v4", ["a b", "c"])
     answer = await embed(dimension=64, output_type="dense&sparse", text_type="query")
     rows = sorted(answer.output["embeddings"], key=lambda row: row["text_index"])
@@ -184,7 +186,7 @@ ERRORS = {
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("fields", "status", "code"), ERRORS.values(), ids=ERRORS)
 async def test_errors_have_the_client_s_shape(emulator, fields, status, code, stream):
-    """Status, code and message are where the client looks for them."""
+    """Status, code and message are in the client's fields."""
     answer = await generate(emulator, stream=stream, **fields)
     (answer,) = answer if stream else [answer]
     assert (answer.status_code, answer.code) == (status, code)
@@ -192,21 +194,21 @@ async def test_errors_have_the_client_s_shape(emulator, fields, status, code, st
 
 
 async def test_an_error_in_a_stream_ends_it(emulator):
-    """What came before it stays."""
+    """An error in a stream keeps the events before it."""
     answers = await generate(emulator, model="fault-error-late", stream=True, incremental_output=True)
     assert joined(answers[:-1]) == "Hello"
     assert (answers[-1].code, answers[-1].output) == ("InternalError", None)
 
 
-async def test_the_client_itself_refuses_nothing_to_say(emulator):
-    """Without messages nothing is sent."""
+async def test_the_client_rejects_empty_messages(emulator):
+    """Without messages the client sends nothing."""
     with pytest.raises(InputRequired):
         await generate(emulator, messages=[])
     assert emulator.requests == []
 
 
 class Listener(OmniRealtimeCallback):
-    """The events of a session, in a queue."""
+    """Collects the events of a session in a queue."""
 
     def __init__(self):
         self.events: queue.Queue[dict] = queue.Queue()
@@ -215,16 +217,16 @@ class Listener(OmniRealtimeCallback):
         self.events.put(message)
 
     def until(self, kind):
-        """The events up to the first of a kind."""
-        found = [self.events.get(timeout=TIMEOUT)]
-        while found[-1]["type"] != kind:
-            assert found[-1]["type"] != "error", found[-1]
-            found.append(self.events.get(timeout=TIMEOUT))
-        return found
+        """Return the events up to the first of a kind."""
+        call_parts = [self.events.get(timeout=TIMEOUT)]
+        while call_parts[-1]["type"] != kind:
+            assert call_parts[-1]["type"] != "error", call_parts[-1]
+            call_parts.append(self.events.get(timeout=TIMEOUT))
+        return call_parts
 
 
 async def converse(emulator, play):
-    """What a function returns that holds a conversation in a thread."""
+    """Run a conversation in a thread and return the result of `play`."""
 
     def blocking():
         listener = Listener()
@@ -256,8 +258,8 @@ WIDE = {
 
 
 @pytest.mark.parametrize(("formats", "rate"), [({}, 16_000), (WIDE, RATE)])
-async def test_sound_is_heard_and_answered(emulator, formats, rate):
-    """By the settings that the client sends, old and new: the same tone at the same pitch comes back."""
+async def test_sound_is_received_and_returned(emulator, formats, rate):
+    """Sound comes back as the same tone at the same pitch, with the client's old and new settings."""
 
     def play(session, listener):
         session.update_session(BOTH, voice="Cherry", enable_turn_detection=False, **formats)
@@ -276,7 +278,7 @@ async def test_sound_is_heard_and_answered(emulator, formats, rate):
 
 
 async def test_speech_is_detected_by_the_server(emulator):
-    """With the client's turn detection the end of the speech is the question."""
+    """With the client's turn detection the end of the speech starts the response."""
 
     def play(session, listener):
         session.update_session([MultiModality.TEXT])
@@ -289,12 +291,12 @@ async def test_speech_is_detected_by_the_server(emulator):
 
 
 async def test_a_tool_is_called_in_a_conversation(emulator):
-    """The call's arguments come in pieces; the answer follows the result."""
+    """A call's arguments come in chunks, and its result gets a response."""
 
     def play(session, listener):
         session.update_session([MultiModality.TEXT], enable_turn_detection=False, tools=[WEATHER])
-        words = [{"type": "input_text", "text": "The weather in Hangzhou?"}]
-        session.create_item({"type": "message", "role": "user", "content": words})
+        content = [{"type": "input_text", "text": "The weather in Hangzhou?"}]
+        session.create_item({"type": "message", "role": "user", "content": content})
         session.create_response()
         (call,) = collect(listener.until("response.done"), "response.done", "response")[0]["output"]
         session.create_item(

@@ -38,8 +38,8 @@ def begin(identity):
     return post(identity, DEVICE_PATH, **form)[1]
 
 
-def poll(identity, begun, verifier=PROOF.verifier):
-    form = {"client_id": CLIENT_ID, "device_code": begun["device_code"], "code_verifier": verifier}
+def poll(identity, started, verifier=PROOF.verifier):
+    form = {"client_id": CLIENT_ID, "device_code": started["device_code"], "code_verifier": verifier}
     return post(identity, TOKEN_PATH, grant_type=oauth.DEVICE_GRANT, **form)
 
 
@@ -48,39 +48,39 @@ def refresh(identity, token, client_id=CLIENT_ID):
 
 
 def test_a_flow_from_code_to_token(identity, clock):
-    """Pending, too fast, approved, granted once; the verifier must fit."""
-    begun = begin(identity)
-    assert "interval" not in begun
-    assert poll(identity, begun, "another")[1]["error"] == "invalid_grant"
-    assert poll(identity, begun) == (400, {"error": "authorization_pending"})
-    assert poll(identity, begun) == (429, {"error": "slow_down"})
-    assert identity.decide(begun["user_code"].lower())
-    assert not identity.decide(begun["user_code"])
+    """A flow is pending, too fast, approved, and granted once; the verifier must match."""
+    started = begin(identity)
+    assert "interval" not in started
+    assert poll(identity, started, "another")[1]["error"] == "invalid_grant"
+    assert poll(identity, started) == (400, {"error": "authorization_pending"})
+    assert poll(identity, started) == (429, {"error": "slow_down"})
+    assert identity.decide(started["user_code"].lower())
+    assert not identity.decide(started["user_code"])
     clock.now += 5
-    status, granted = poll(identity, begun)
+    status, granted = poll(identity, started)
     assert (status, granted["token_type"], granted["resource_url"]) == (200, "Bearer", ORIGIN)
     assert identity.accepts_token(granted["access_token"])
-    assert poll(identity, begun)[1]["error"] == "invalid_grant"
+    assert poll(identity, started)[1]["error"] == "invalid_grant"
 
 
-def test_codes_and_tokens_end(identity, clock):
-    """A code after its time, a token after its own, and all of them when told so."""
-    begun = begin(identity)
+def test_codes_and_tokens_expire(identity, clock):
+    """A code and a token expire after their lifetimes."""
+    started = begin(identity)
     clock.now += 901
-    assert poll(identity, begun)[1]["error"] == "expired_token"
-    assert not identity.decide(begun["user_code"])
-    begun = begin(identity)
-    identity.decide(begun["user_code"])
-    token = poll(identity, begun)[1]["access_token"]
+    assert poll(identity, started)[1]["error"] == "expired_token"
+    assert not identity.decide(started["user_code"])
+    started = begin(identity)
+    identity.decide(started["user_code"])
+    token = poll(identity, started)[1]["access_token"]
     clock.now += identity.token_lifetime
     assert not identity.accepts_token(token)
 
 
 def test_a_refresh_token_works_once(identity):
-    """Each refresh gives the next one; the use of a spent one revokes the whole family."""
-    begun = begin(identity)
-    identity.decide(begun["user_code"])
-    first = poll(identity, begun)[1]
+    """Each refresh returns the next token; reuse of a spent one revokes the whole family."""
+    started = begin(identity)
+    identity.decide(started["user_code"])
+    first = poll(identity, started)[1]
     status, second = refresh(identity, first["refresh_token"])
     assert status == 200
     assert second["refresh_token"] != first["refresh_token"]
@@ -95,16 +95,16 @@ def test_a_refresh_token_works_once(identity):
 
 
 def test_denied(identity):
-    """The person's no."""
-    begun = begin(identity)
+    """A denied login returns access_denied."""
+    started = begin(identity)
     reply = identity.reply(
-        "POST", "/authorize", {}, {"user_code": begun["user_code"], "decision": "deny"}, ORIGIN
+        "POST", "/authorize", {}, {"user_code": started["user_code"], "decision": "deny"}, ORIGIN
     )
     assert b"Denied" in reply.steps[0]
-    assert poll(identity, begun) == (400, {"error": "access_denied"})
+    assert poll(identity, started) == (400, {"error": "access_denied"})
 
 
-def test_the_page_shows_what_it_is_given_as_text(identity):
+def test_the_page_escapes_the_code(identity):
     """A code in the address cannot become markup or a script."""
     reply = identity.reply("GET", "/authorize", {"user_code": '"><script>alert(1)</script>'}, None, ORIGIN)
     page = reply.steps[0].decode()
@@ -113,8 +113,8 @@ def test_the_page_shows_what_it_is_given_as_text(identity):
     assert dict(reply.headers)["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_faults_by_hand(identity):
-    """The next answer is as asked for; a wrong name lists the names."""
+def test_scripted_faults(identity):
+    """The next response is the requested fault; an unknown name lists the names."""
     assert post(identity, "/emulator/next", fault="nonsense") == (400, {"faults": list(FAULTS)})
     assert post(identity, "/emulator/next", fault="503") == (200, {"next": "503"})
     assert refresh(identity, "x")[0] == 503

@@ -1,4 +1,4 @@
-"""DashScope's native services of the emulator: their envelopes, streams, caches and errors, over HTTP."""
+"""The emulator's native DashScope services have the right envelopes, streams, caches and errors over HTTP."""
 
 import json
 
@@ -20,12 +20,12 @@ MARKED = {"text": "word " * 1020, "cache_control": {"type": "ephemeral"}}
 
 
 async def post(emulator, path, model, messages=HI, sse=False, **parameters):
-    """(status, body) of a native request."""
+    """Return (status, body) of a native request."""
     body = {"model": model, "input": {"messages": messages}, "parameters": parameters}
-    ours, theirs = trio.testing.memory_stream_pair()
-    client = H1Client(ours)
+    client_end, server_end = trio.testing.memory_stream_pair()
+    client = H1Client(client_end)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(emulator.handle, theirs)
+        nursery.start_soon(emulator.handle, server_end)
         headers = [("x-dashscope-sse", "enable")] if sse else []
         await client.send("POST", path, json.dumps(body).encode(), headers)
         status, data = await client.response()
@@ -34,7 +34,7 @@ async def post(emulator, path, model, messages=HI, sse=False, **parameters):
 
 
 def results(raw):
-    """The data of a stream's events, whose framing is checked."""
+    """Return the data of a stream's events after checking their framing."""
     found = []
     for number, event in enumerate(raw.decode().strip().split("\n\n"), 1):
         id_, kind, status, data = event.split("\n")
@@ -43,8 +43,8 @@ def results(raw):
     return found
 
 
-async def test_a_text_model_answers_as_text_or_as_a_message():
-    """The older format is the default of text models."""
+async def test_a_text_model_has_two_formats():
+    """The older text format is the default of text models; they also return a message."""
     _, answer = await post(Emulator(), TEXT, "qwen-plus")
     assert answer["output"]["text"].startswith("This is the emulator's qwen-plus.")
     assert (answer["output"]["choices"], answer["output"]["finish_reason"]) == (None, "stop")
@@ -56,8 +56,8 @@ async def test_a_text_model_answers_as_text_or_as_a_message():
     )
 
 
-async def test_a_multimodal_model_answers_in_parts():
-    """A picture is taken, and the answer is a list of parts."""
+async def test_a_multimodal_model_responds_in_parts():
+    """A multimodal model accepts an image and responds with a list of parts."""
     content = [{"image": "https://example.com/cat.png"}, {"text": "What is this?"}]
     _, answer = await post(Emulator(), MULTIMODAL, "qwen3.8-max", [{"role": "user", "content": content}])
     (part,) = answer["output"]["choices"][0]["message"]["content"]
@@ -65,11 +65,12 @@ async def test_a_multimodal_model_answers_in_parts():
 
 
 @pytest.mark.parametrize("incremental", [True, False])
-async def test_a_stream_adds_up_to_the_whole_answer(incremental):
-    """Increments add up; otherwise every event has everything so far; "null" stands until the end."""
-    given = {"result_format": "message", "tools": [TOOL]}
-    _, whole = await post(Emulator(), TEXT, "qwen-plus", **given)
-    _, raw = await post(Emulator(), TEXT, "qwen-plus", sse=True, incremental_output=incremental, **given)
+async def test_a_stream_adds_up_to_the_whole_response(incremental):
+    """Increments add up; otherwise every event has the whole so far; finish_reason is "null" until the
+    end."""
+    options = {"result_format": "message", "tools": [TOOL]}
+    _, whole = await post(Emulator(), TEXT, "qwen-plus", **options)
+    _, raw = await post(Emulator(), TEXT, "qwen-plus", sse=True, incremental_output=incremental, **options)
     *before, last = [event["output"]["choices"][0] for event in results(raw)]
     assert {choice["finish_reason"] for choice in before} == {"null"}
     assert last["finish_reason"] == "tool_calls"
@@ -81,13 +82,13 @@ async def test_a_stream_adds_up_to_the_whole_answer(incremental):
 
 
 @pytest.mark.parametrize("place", ["alone", "next", "finish", "pieces"])
-async def test_qwen4_s_thoughts_are_summarized_wherever_the_ciphertext_is(place):
-    """Summary and ciphertext come whole and streamed, in the delta that is assumed."""
+async def test_qwen4_summarizes_its_reasoning_in_every_ciphertext_place(place):
+    """Summary and ciphertext come whole and streamed, in the assumed delta."""
     emulator = Emulator(facts=Unverified(ciphertext_delta=place))
-    given = {"thinking_display": "summarized", "incremental_output": True}
-    _, whole = await post(emulator, MULTIMODAL, "qwen4-max", **given)
+    options = {"thinking_display": "summarized", "incremental_output": True}
+    _, whole = await post(emulator, MULTIMODAL, "qwen4-max", **options)
     message = whole["output"]["choices"][0]["message"]
-    _, raw = await post(emulator, MULTIMODAL, "qwen4-max", sse=True, **given)
+    _, raw = await post(emulator, MULTIMODAL, "qwen4-max", sse=True, **options)
     choices = [event["output"]["choices"][0] for event in results(raw)]
     for name in ("reasoning_content", "encrypted_content"):
         assert "".join(choice["message"].get(name, "") for choice in choices) == message[name]
@@ -98,7 +99,7 @@ async def test_qwen4_s_thoughts_are_summarized_wherever_the_ciphertext_is(place)
 
 
 async def test_a_cache_is_shared_by_both_dialects():
-    """What a native request has written a compatible one reads, with the same details of usage."""
+    """A compatible request reads the prefix that a native one wrote, with the same usage details."""
     emulator = Emulator()
     content = [MARKED, {"text": "a"}]
     _, answer = await post(emulator, MULTIMODAL, "qwen4-max", [{"role": "user", "content": content}])
@@ -120,13 +121,13 @@ async def test_a_cache_is_shared_by_both_dialects():
 
 
 async def test_search_results_come_with_their_sources():
-    """Every event of a stream names them; without a stream a multimodal model cannot search."""
-    given = {"enable_search": True, "search_options": {"enable_source": True}, "incremental_output": True}
-    _, raw = await post(Emulator(), MULTIMODAL, "qwen4-max", sse=True, **given)
+    """Every event of a stream has the sources; without a stream a multimodal model rejects a search."""
+    options = {"enable_search": True, "search_options": {"enable_source": True}, "incremental_output": True}
+    _, raw = await post(Emulator(), MULTIMODAL, "qwen4-max", sse=True, **options)
     assert all(event["output"]["search_info"]["search_results"][0]["url"] for event in results(raw))
-    status, refusal = await post(Emulator(), MULTIMODAL, "qwen4-max", **given)
-    assert (status, refusal["code"]) == (400, "InvalidParameter")
-    assert "Non-streaming mode does not support Web Search" in refusal["message"]
+    status, rejection = await post(Emulator(), MULTIMODAL, "qwen4-max", **options)
+    assert (status, rejection["code"]) == (400, "InvalidParameter")
+    assert "Non-streaming mode does not support Web Search" in rejection["message"]
 
 
 PARTS = [{"role": "user", "content": [{"text": "a"}]}]
@@ -141,22 +142,22 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("path", "model", "fields", "words"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals_are_native(path, model, fields, words):
-    """A refusal has the native body."""
+@pytest.mark.parametrize(("path", "model", "fields", "message"), REFUSALS.values(), ids=REFUSALS)
+async def test_rejections_are_native(path, model, fields, message):
+    """A rejection has the native body."""
     status, body = await post(Emulator(), path, model, **fields)
     assert (status, body["code"]) == (400, "InvalidParameter")
-    assert words in body["message"]
+    assert message in body["message"]
 
 
 async def test_an_unknown_model_is_not_found():
-    """The native code is the one of a missing model."""
+    """An unknown model has the native error code of a missing model."""
     status, body = await post(Emulator(), TEXT, "gpt")
     assert (status, body["code"]) == (404, "ModelNotFound")
 
 
-async def test_a_key_is_refused_natively():
-    """Without its key the native body tells why."""
+async def test_a_key_is_rejected_natively():
+    """A request without a valid key gets the native body with the reason."""
     assert await post(Emulator(keys={"sk-1"}), TEXT, "qwen-plus") == (
         401, {"code": "InvalidApiKey", "message": "Incorrect API key provided.", "request_id": "emu-fault"},
     )  # fmt: skip
@@ -172,7 +173,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("name", [*EVENTS, *ERRORS])
 async def test_faults_are_native(name):
-    """What of a fault is JSON has the native form, and what is broken stays so."""
+    """The JSON of a fault has the native form, and invalid data stays invalid."""
     steps = native.translate(FAULTS[name][1]).steps
     data = b"".join(step for step in steps if isinstance(step, bytes))
     assert not any(word in data for word in (b"chat.completion.chunk", b'{"error"', b"[DONE]"))
@@ -180,7 +181,7 @@ async def test_faults_are_native(name):
 
 
 def test_a_prompt_is_a_user_message():
-    """`input.prompt` and `input.messages` are the same; without both the request is refused."""
+    """`input.prompt` and `input.messages` are equivalent; a request without both is rejected."""
     body = native.chat_request({"model": "qwen-max", "input": {"prompt": "hi"}}, stream=False)
     assert body["messages"] == [{"role": "user", "content": "hi"}]
     with pytest.raises(ApiError):
@@ -192,16 +193,16 @@ CONTRADICTION = {"reasoning_effort": "high", "enable_thinking": False}
 
 
 @pytest.mark.parametrize(
-    ("facts", "fields", "words"),
+    ("facts", "fields", "message"),
     [
         (Unverified(budget=False), {"thinking_budget": 9}, "not supported"),
         (Unverified(effort_against_switch=False), CONTRADICTION, "contradict"),
         (Unverified(forced_tool_while_thinking=False), FORCED, "tool_choice"),
     ],
 )
-def test_what_is_not_documented_has_a_switch(facts, fields, words):
-    """The natural reading takes the field, the other one refuses it."""
+def test_undocumented_behavior_has_a_switch(facts, fields, message):
+    """By default an undocumented field is accepted; its switch rejects it."""
     body = {"model": "qwen4-max", "messages": HI, **fields}
     chat.validate(body)
-    with pytest.raises(ApiError, match=words):
+    with pytest.raises(ApiError, match=message):
         chat.validate(body, facts)

@@ -1,4 +1,4 @@
-"""The emulated omni models in chat: what they refuse, hear and speak."""
+"""The emulated omni models in chat accept, reject and return sound like the real ones."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "Cherry", "format"
 
 
 def wav(sound, channels=1):
-    """A WAV file as a data URI."""
+    """Return a WAV file as a data URI."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((channels, 2, 16_000, 0, "NONE", "NONE"))
@@ -34,7 +34,7 @@ def audio(data):
 
 
 def spoken(facts=NATURAL):
-    """(content, transcript, sound, the other fields of each) of a spoken answer."""
+    """Return (content, transcript, sound, audio deltas) of a spoken response."""
     found = list(chat.deltas(body(**SPOKEN), facts=facts))
     sounds = [delta["audio"] for delta in found if "audio" in delta]
     data = b"".join(base64.b64decode(one["data"]) for one in sounds if "data" in one)
@@ -42,7 +42,7 @@ def spoken(facts=NATURAL):
     return content, "".join(one.get("transcript", "") for one in sounds), data, sounds
 
 
-def test_an_answer_is_spoken_and_written():
+def test_a_response_is_spoken_and_written():
     """The sound is a tone of raw PCM with an id and an expiry; its text is content and transcript."""
     content, transcript, data, sounds = spoken()
     assert content == transcript == chat.reply(body(**SPOKEN))[1]
@@ -58,22 +58,22 @@ def test_an_answer_is_spoken_and_written():
 
 
 @pytest.mark.parametrize("place", ["content", "transcript", "both"])
-def test_the_text_of_a_spoken_answer_has_a_switch(place):
-    """Servers differ in where it is."""
+def test_the_text_of_a_spoken_response_has_a_switch(place):
+    """A switch selects the field of the spoken text, in which servers differ."""
     content, transcript, _, _ = spoken(Unverified(spoken_text=place))
     assert (bool(content), bool(transcript)) == (place != "transcript", place != "content")
 
 
 def test_a_header_has_a_switch():
-    """With it the sound is a whole file."""
+    """With the switch the sound is a whole WAV file."""
     data = spoken(Unverified(wav_header=True))[2]
     with wave.open(io.BytesIO(data)) as file:
         assert (file.getframerate(), file.readframes(file.getnframes())) == (OUTPUT_RATE, tone(440, 0.3))
 
 
-def test_sound_is_heard():
+def test_sound_is_described():
     """A WAV file of one channel is described, another one is not, and a URL is not fetched."""
-    heard = [
+    replies = [
         chat.reply(body(audio(url)))[1]
         for url in (
             wav(tone(440, 0.5, 16_000)),
@@ -82,11 +82,11 @@ def test_sound_is_heard():
             "https://example.com/a.wav",
         )
     ]
-    assert [omni_audio.describe_wav(wav(tone(440, 0.5, 16_000))) in text for text in heard] == [
+    assert [omni_audio.describe_wav(wav(tone(440, 0.5, 16_000))) in text for text in replies] == [
         True,
         *[False] * 3,
     ]
-    assert "I heard 0.50 s of sound at about 440 Hz." in heard[0]
+    assert "I heard 0.50 s of sound at about 440 Hz." in replies[0]
 
 
 REFUSALS = {
@@ -98,15 +98,15 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("fields", "words"), REFUSALS.values(), ids=REFUSALS)
-def test_what_it_refuses(fields, words):
-    """What the real models refuse is refused."""
-    with pytest.raises(ApiError, match=words):
+@pytest.mark.parametrize(("fields", "pattern"), REFUSALS.values(), ids=REFUSALS)
+def test_rejections(fields, pattern):
+    """The emulator rejects what the real models reject."""
+    with pytest.raises(ApiError, match=pattern):
         chat.validate(body(**fields))
 
 
-def test_sound_needs_a_url():
-    """Bare base64 is refused, a data URI taken."""
+def test_sound_requires_a_url():
+    """Bare base64 is rejected, a data URI accepted."""
     chat.validate(body(audio(wav(b""))))
     with pytest.raises(ApiError, match="does not appear to be valid"):
         chat.validate(body(audio("UklGRg==")))

@@ -1,5 +1,5 @@
-"""The emulated Qwen-Omni is as strict as Alibaba's pages: what OpenAI's clients say must be translated for
-it."""
+"""The emulated Qwen-Omni is as strict as Alibaba's documentation, so that OpenAI's events require
+translation."""
 
 import base64
 from typing import Any
@@ -29,42 +29,40 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("settings", "param"), WRONG.values(), ids=WRONG)
-def test_what_it_refuses(settings, param):
-    """A setting that Qwen does not have is an error that names it, and changes nothing."""
-    speaker = RealtimeModel("m")
-    before = dict(speaker.session)
-    (told,) = speaker.handle({"type": "session.update", "session": settings})
-    assert (told["type"], told["error"]["param"]) == ("error", param)
-    assert speaker.session == before
+def test_unsupported_settings_are_rejected(settings, param):
+    """A setting that Qwen does not support is an error that names it, and changes nothing."""
+    model = RealtimeModel("m")
+    before = dict(model.session)
+    (reply,) = model.handle({"type": "session.update", "session": settings})
+    assert (reply["type"], reply["error"]["param"]) == ("error", param)
+    assert model.session == before
 
 
 @pytest.mark.parametrize(
     "kind", ["conversation.item.truncate", "input_audio_buffer.commit", "response.cancel"]
 )
-def test_what_it_does_not_do(kind):
-    """An event that it has no use for is an error, not the end."""
-    (told,) = RealtimeModel("m").handle({"type": kind})
-    assert told["type"] == "error"
+def test_unsupported_events_are_rejected(kind):
+    """An unsupported event is an error that does not close the session."""
+    (reply,) = RealtimeModel("m").handle({"type": kind})
+    assert reply["type"] == "error"
 
 
-def test_it_hears_16_khz():
-    """A tone at another rate is another tone to it."""
-    speaker = RealtimeModel("m")
+def test_sound_is_read_at_16_khz():
+    """A tone at another rate is read as another tone."""
+    model = RealtimeModel("m")
     list(
-        speaker.handle(
-            {"type": "session.update", "session": {"turn_detection": None, "modalities": ["text"]}}
-        )
+        model.handle({"type": "session.update", "session": {"turn_detection": None, "modalities": ["text"]}})
     )
     for rate, hertz in ((16_000, 440), (24_000, 290)):
         audio = base64.b64encode(tone(440, 0.5, rate)).decode()
-        list(speaker.handle({"type": "input_audio_buffer.append", "audio": audio}))
-        list(speaker.handle({"type": "input_audio_buffer.commit"}))
-        told = [
+        list(model.handle({"type": "input_audio_buffer.append", "audio": audio}))
+        list(model.handle({"type": "input_audio_buffer.commit"}))
+        reply = [
             event
-            for event in speaker.handle({"type": "response.create"})
+            for event in model.handle({"type": "response.create"})
             if event["type"] == "response.text.done"
         ]
-        assert f"about {hertz} Hz" in told[0]["text"]
+        assert f"about {hertz} Hz" in reply[0]["text"]
 
 
 SOUND = base64.b64encode(tone(440, 0.05, 16_000)).decode()
@@ -90,7 +88,7 @@ EVENTS: dict[str, dict[str, Any]] = {
     "response.create": {"response": {"modalities": ["text"]}},
     "response.cancel": {},
 }
-"""Sound events, by their type."""
+"""Valid events, by their type."""
 RESULT = {
     "type": "conversation.item.create",
     "item": {"type": "function_call_output", "call_id": "c", "output": "x"},
@@ -104,26 +102,25 @@ events = st.one_of(odd_events, odd_events, st.sampled_from(TEMPLATES), values)
 
 @given(st.lists(events, max_size=6))
 @examples(100)
-def test_any_event_is_answered(said):
-    """Whatever JSON it hears, at any field of any event, it says something or nothing and goes on."""
-    speaker = RealtimeModel("m")
-    for event in said:
-        for told in speaker.handle(event):
-            json_codec.dumps(told)
-    assert list(speaker.handle({"type": "response.cancel"}))
+def test_any_event_is_handled(client_events):
+    """Any JSON, at any field of any event, gets a response or none, and the session continues."""
+    model = RealtimeModel("m")
+    for event in client_events:
+        for reply in model.handle(event):
+            json_codec.dumps(reply)
+    assert list(model.handle({"type": "response.cancel"}))
 
 
 @given(st.lists(st.tuples(events, st.booleans()), max_size=6), st.booleans())
 @examples(100)
-def test_any_event_between_a_client_and_it(said, modern):
-    """Whatever JSON a client says goes out to the server or comes back as an error, and so does what the
-    server says."""
-    speaker, session = RealtimeModel("m"), SessionTranslator("m", modern=modern)
-    for event, whose in said:
+def test_any_event_is_translated(client_events, modern):
+    """Any JSON from the client is sent upstream or returned as an error, and so is any from the upstream."""
+    model, session = RealtimeModel("m"), SessionTranslator("m", modern=modern)
+    for event, from_client in client_events:
         text = json_codec.dumps(event).decode()
-        outs = list(session.from_client(text) if whose else session.from_upstream(text))
+        outs = list(session.from_client(text) if from_client else session.from_upstream(text))
         for out in outs:
-            for told in speaker.handle(out.event):
-                for back in session.from_upstream(json_codec.dumps(told).decode()):
-                    json_codec.dumps(back.event)
+            for reply in model.handle(out.event):
+                for outgoing in session.from_upstream(json_codec.dumps(reply).decode()):
+                    json_codec.dumps(outgoing.event)
     assert session.usage.tokens >= 0

@@ -1,4 +1,4 @@
-"""Arguments for schemas that mean harm: the emulator's answer stays small, whatever a schema unfolds to."""
+"""Hostile schemas get small arguments: the emulator's response is bounded, whatever a schema expands to."""
 
 import json
 
@@ -46,8 +46,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
-def test_an_answer_is_bounded(hostile):
-    """The values of an answer and its text have a limit, and no schema is an error."""
+def test_arguments_are_bounded(hostile):
+    """The values of a response and its text have a limit, and no schema is an error."""
     question = "9" * 20_000 + " 1.5 in Ulm"
     text = json.dumps(schema_values.example_arguments(hostile, question))
     assert (

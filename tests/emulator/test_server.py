@@ -1,4 +1,4 @@
-"""The emulated Qwen: it refuses what DashScope refuses, and its calls fit their schemas."""
+"""The emulated Qwen rejects what DashScope rejects, and its calls match their schemas."""
 
 import json
 
@@ -38,7 +38,7 @@ REFUSALS: dict[str, tuple[dict, int]] = {
 
 @pytest.mark.parametrize(("fields", "status"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_refusals(fields, status):
-    """What DashScope refuses is refused with its status and its shape."""
+    """A rejection has DashScope's status and shape."""
     base = {} if fields == {"messages": [USER]} else {"model": "qwen-plus", "messages": [USER]}
     with pytest.raises(ApiError) as caught:
         chat.validate({**base, **fields})
@@ -68,12 +68,12 @@ SCHEMAS = {
 
 @pytest.mark.parametrize(("schema", "question", "value"), SCHEMAS.values(), ids=SCHEMAS.keys())
 def test_arguments(schema, question, value):
-    """Arguments fit their schema and use the question's words."""
+    """Arguments match their schema and use the question's values."""
     assert example_arguments(schema, question) == value
 
 
-def test_thoughts_tools_and_json():
-    """Thinking, calls, parallel calls, forced calls and JSON mode."""
+def test_reasoning_tools_and_json():
+    """Replies have reasoning, calls, parallel calls, forced calls and JSON mode."""
     assert chat.reply({**ASKS, "enable_thinking": True})[0]
     assert [name for name, _ in chat.reply({**ASKS, "tools": [TOOL]})[2]] == ["get_weather"]
     other = {"type": "function", "function": {"name": "other"}}
@@ -85,7 +85,7 @@ def test_thoughts_tools_and_json():
 
 
 def test_embeddings():
-    """Equal texts are equal, ten are the limit, and the length is the one asked for."""
+    """Equal texts have equal vectors, ten texts are the limit, and the length is the requested one."""
     answer = embeddings.openai_response(
         {"model": "text-embedding-v4", "input": ["a", "b", "a"], "dimensions": 64}
     )
@@ -101,7 +101,7 @@ def test_embeddings():
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "says"),
+    ("change", "status", "pattern"),
     [
         ({"input": ["x"] * 11}, 400, "not be larger than 10"),
         ({"input": [[1, 2]]}, 400, "neither str nor list"),
@@ -111,9 +111,9 @@ def test_embeddings():
         ({"model": "text-embedding-3-small"}, 404, "does not exist"),
     ],
 )
-def test_embeddings_are_refused(change, status, says):
-    """What DashScope refuses is refused."""
-    with pytest.raises(ApiError, match=says) as caught:
+def test_embeddings_are_rejected(change, status, pattern):
+    """The emulator rejects what DashScope rejects."""
+    with pytest.raises(ApiError, match=pattern) as caught:
         embeddings.openai_response({"model": "text-embedding-v4", "input": "x"} | change)
     assert caught.value.status == status
 
@@ -122,7 +122,7 @@ CODER = {"model": "qwen3-coder-plus", "prompt": "def f(a, b):"}
 
 
 def test_completions():
-    """Text goes on, a gap is filled; chunks add up to the whole; probabilities come token by token."""
+    """Text continues, a gap is filled; chunks add up to the whole; probabilities come token by token."""
     body = {**CODER, "n": 2, "logprobs": 1, "max_tokens": 3}
     whole = completions.response(body)
     assert [choice["finish_reason"] for choice in whole["choices"]] == ["length"] * 2
@@ -142,19 +142,19 @@ def test_completions():
 @pytest.mark.parametrize(
     "change", [{"model": "qwen-plus"}, {"prompt": [1, 2]}, {"suffix": "x"}], ids=["model", "ids", "suffix"]
 )
-def test_completions_are_refused(change):
-    """No other models, no token ids, no field suffix."""
+def test_completions_are_rejected(change):
+    """Other models, token ids and the field suffix are rejected."""
     with pytest.raises(ApiError):
         completions.validate({**CODER, **change})
 
 
-def test_faults_have_lines():
-    """Each fault says what it does."""
+def test_faults_have_descriptions():
+    """Each fault has a one-line description."""
     assert all(line for line, _ in FAULTS.values())
 
 
 async def test_over_a_socket(nursery):
-    """It serves several requests on one connection, wants its keys, and knows its paths."""
+    """The emulator serves several requests on one connection, checks its keys, and rejects unknown paths."""
     emulator = Emulator(keys={"sk-1"})
     await nursery.start(emulator.serve)
     import trio
@@ -210,16 +210,16 @@ odd_bodies = st.one_of(
 
 @given(st.lists(st.tuples(st.sampled_from(PATHS), odd_bodies, st.booleans()), min_size=5, max_size=5))
 @examples(40)
-def test_any_body_is_answered(requests):
-    """Whatever is posted to any of its paths, as JSON or as a form, it answers, and the next request too."""
+def test_any_body_gets_a_response(requests):
+    """Any body at any path, as JSON or as a form, gets a response, and so does the next request."""
 
     async def play():
         emulator = Emulator()
         async with trio.open_nursery() as nursery:
             for path, body, form in [*requests, ("/v1/chat/completions", json.dumps(ASKS).encode(), False)]:
-                ours, theirs = trio.testing.memory_stream_pair()
-                nursery.start_soon(emulator.handle, theirs)
-                client = H1Client(ours)
+                client_end, server_end = trio.testing.memory_stream_pair()
+                nursery.start_soon(emulator.handle, server_end)
+                client = H1Client(client_end)
                 kind = "application/x-www-form-urlencoded" if form else "application/json"
                 await client.send("POST", path, body, [("content-type", kind)])
                 status, _ = await client.response()
@@ -231,7 +231,7 @@ def test_any_body_is_answered(requests):
 
 
 class Broken(IdentityServer):
-    """An identity server with a fault of its own."""
+    """An identity server that raises an exception."""
 
     def reply(self, method, path, query, body, origin):
         if path == "/broken":
@@ -239,8 +239,8 @@ class Broken(IdentityServer):
         return super().reply(method, path, query, body, origin)
 
 
-async def test_a_connection_that_fails_ends_no_other_one(nursery, caplog):
-    """A fault of the emulator's own costs one connection, and is logged."""
+async def test_a_failing_connection_closes_no_other_one(nursery, caplog):
+    """An exception in the emulator closes one connection, and is logged."""
     emulator = await nursery.start(Emulator(identity=Broken()).serve)
     for path, expected in ((b"/broken", b""), (b"/v1/models", b"HTTP/1.1 200")):
         async with await trio.open_tcp_stream("127.0.0.1", emulator.port) as stream:

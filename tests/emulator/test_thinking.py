@@ -1,4 +1,4 @@
-"""The emulated model's efforts, summaries and ciphertext."""
+"""The emulated model has efforts, summaries and ciphertext."""
 
 import pytest
 
@@ -21,35 +21,36 @@ def body(**fields):
             "is invalid"),
     ],
 )  # fmt: skip
-def test_it_rejects_what_the_model_rejects(fields, reason):
-    """A 400 names the field."""
+def test_rejections_name_the_field(fields, reason):
+    """A field that the model rejects is a 400 that names it."""
     with pytest.raises(ApiError) as caught:
         chat.validate(body(**fields))
     assert caught.value.status == 400
     assert reason in caught.value.body["error"]["message"]
 
 
-def test_it_thinks_unless_told_not_to():
-    """The default is to think; an effort or the switch turns it off."""
+def test_thinking_is_on_by_default():
+    """Thinking is the default; an effort or the switch turns it off."""
     assert chat.reply(body())[0]
     for fields in ({"reasoning_effort": "none"}, {"reasoning_effort": "off"}, {"enable_thinking": False}):
         assert not chat.reply(body(**fields))[0]
 
 
 def test_a_summary_has_its_ciphertext():
-    """With thinking_display the reasoning is withheld, streamed and whole, and its ciphertext can be read."""
-    asked = body(thinking_display="summarized")
-    message = chat.response(asked)["choices"][0]["message"]
+    """With thinking_display the reasoning is withheld, streamed and whole, and its ciphertext can be
+    decrypted."""
+    request = body(thinking_display="summarized")
+    message = chat.response(request)["choices"][0]["message"]
     assert message["reasoning_content"].startswith("Summary of")
-    assert thinking.decrypt(message["encrypted_content"]) == chat.reply(asked)[0]
-    sent = [delta.get("encrypted_content") for delta in chat.deltas(asked)]
+    assert thinking.decrypt(message["encrypted_content"]) == chat.reply(request)[0]
+    sent = [delta.get("encrypted_content") for delta in chat.deltas(request)]
     assert [piece for piece in sent if piece] == [message["encrypted_content"]]
     assert "encrypted_content" not in chat.response(body())["choices"][0]["message"]
 
 
-def test_it_remembers_what_comes_back():
-    """Thoughts that come back are read only with preserve_thinking."""
-    said = {"role": "assistant", "content": "x", "encrypted_content": thinking.encrypt("hm")}
-    history = {"messages": [USER, said, USER]}
+def test_returned_reasoning_is_read():
+    """Returned reasoning is read only with preserve_thinking."""
+    reply = {"role": "assistant", "content": "x", "encrypted_content": thinking.encrypt("hm")}
+    history = {"messages": [USER, reply, USER]}
     assert "I remember 1 thoughts." in chat.reply(body(**history, preserve_thinking=True))[1]
     assert "remember" not in chat.reply(body(**history))[1]
