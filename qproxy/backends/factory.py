@@ -45,7 +45,8 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
-from qproxy.config.ledger import database_password, is_database_url, ledger_file
+from qproxy.config.ledger import is_database_url, ledger_file
+from qproxy.config.secret_files import read_secret
 from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
@@ -228,7 +229,7 @@ def _database_errors() -> Iterator[None]:
 def _address(config: Config) -> PostgresAddress:
     from qproxy.backends.postgres.connection import PostgresAddress
 
-    password = database_password(config.ledger_password_file)
+    password = read_secret("ledger_password_file", config.ledger_password_file)
     return PostgresAddress(config.ledger or "", password=password, timeout=config.ledger_timeout)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from qproxy.config.accounts import ConfigError, accounts_from_env, load_key, logged_in_accounts
 from qproxy.config.parsing import load_toml, parse, read_environment
 from qproxy.config.reference import default_text, setting_groups, table
+from qproxy.config.secret_files import read_secret
 from qproxy.config.settings import SETTINGS, TYPES, Config
 from qproxy.config.tools import expand_env, resolve_paths
 
@@ -66,11 +67,14 @@ def load(
     values.setdefault("audit_file", str(data_dir(environ) / "audit.jsonl"))
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
     config = Config(**values)
+    admin_key = config.admin_key or read_secret("admin_key_file", config.admin_key_file)
     accounts = tuple(load_key(account, environ) for account in config.accounts)
     folder = Path(file).parent if file else Path()
     tools = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.tools)
     servers = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.mcp_servers)
-    config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
+    config = dataclasses.replace(
+        config, admin_key=admin_key, accounts=accounts, tools=tools, mcp_servers=servers
+    )
     if not config.accounts and config.upstream is None:
         implicit = (
             *accounts_from_env(environ, config.region),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Iterable, Mapping
 
-from qproxy.config.accounts import ConfigError
+from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.config.urls import split_url
 
 MAX_WORKERS = 256
@@ -67,3 +68,12 @@ def check_identity_server(name: str, url: str) -> None:
     parts = split_url(url)
     if parts is None or (parts.scheme != "https" and parts.hostname not in LOOPBACK):
         raise ConfigError(f"{name}: must be an https URL, or http on localhost.")
+
+
+def base_url_notices(given: Mapping[str, str | None], resolved: Iterable[AccountConfig]) -> list[str]:
+    """Return a notice for each account whose base URL, as it was given, was completed with /v1."""
+    return [
+        f"account {account.name!r}: base_url has no path; using {account.base_url}."
+        for account in resolved
+        if (url := given.get(account.name)) is not None and url.rstrip("/") != account.base_url
+    ]

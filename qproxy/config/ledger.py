@@ -23,17 +23,6 @@ def ledger_file(ledger: str | None) -> Path | None:
     return Path(ledger)
 
 
-def database_password(file: str | None) -> str | None:
-    """Return the password from `ledger_password_file`, None without one. Raises ConfigError."""
-    if file is None:
-        return None
-    try:
-        return Path(file).read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"ledger_password_file: cannot read the file ({reason}).") from None
-
-
 def check_ledger(ledger: str | None) -> None:
     """Raise ConfigError for the URL of another kind of database, which would be taken for a file's name."""
     if ledger is not None and "://" in ledger and not is_database_url(ledger):

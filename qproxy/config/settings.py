@@ -155,6 +155,7 @@ class Config:
         "listens on loopback",
         secret=True,
     )
+    admin_key_file: str | None = setting(None, "file with the admin_key, instead of admin_key")
     wrong_keys_per_minute: int = setting(
         10,
         "wrong API keys and wrong admin keys that a client address may send per minute; above that it must "
@@ -364,11 +365,7 @@ class Config:
     def base_url_notices(self) -> list[str]:
         """Return a notice for each account whose base_url was completed with /v1."""
         given = {"upstream": self.upstream, **{account.name: account.base_url for account in self.accounts}}
-        return [
-            f"account {account.name!r}: base_url has no path; using {account.base_url}."
-            for account in self.all_accounts()
-            if (url := given.get(account.name)) is not None and url.rstrip("/") != account.base_url
-        ]
+        return checks.base_url_notices(given, self.all_accounts())
 
     def warnings(self) -> list[str]:
         """Return warnings to log at startup."""

@@ -38,6 +38,7 @@ KEPT = {
 """Parts that live as long as the server."""
 
 NOT_IN_STATE = {
+    "admin_key_file": "its content is the admin_key, when the settings are loaded",
     "region": "only decides which account a DASHSCOPE_API_KEY belongs to, when the settings are loaded",
     "log_level": "the process's logging (process.log_setup), which its reload configures again",
     "log_format": "the process's logging (process.log_setup), which its reload configures again",

@@ -262,6 +262,26 @@ def test_rejects_invalid_rows_of_models(text, message, tmp_path):
         load(environ={})
 
 
+def test_the_admin_key_may_be_in_a_file(tmp_path):
+    """It is the one in the file, without its line end, and a secret; a key that is set itself wins; a file
+    that cannot be read is an error that names the setting."""
+    file, environ = tmp_path / "admin", {"QPROXY_HOME": str(tmp_path)}
+    file.write_text("correct-horse-battery\n")
+    environ["QPROXY_ADMIN_KEY_FILE"] = str(file)
+    settings = configuration.load(environ=environ)
+    assert settings.admin_key == "correct-horse-battery"
+    assert "correct-horse-battery" in settings.secrets()
+    assert "correct-horse" not in repr(settings)
+    assert configuration.load(environ={**environ, "QPROXY_ADMIN_KEY": "another"}).admin_key == "another"
+    for content in (None, b"\xff"):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(ConfigError, match="admin_key_file: cannot read"):
+            configuration.load(environ=environ)
+        file.touch()
+
+
 def test_documents_every_setting():
     """docs/configuration.md has the table of settings, every key of an account and every preset."""
     page = PAGE.read_text()

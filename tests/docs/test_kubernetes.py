@@ -134,7 +134,7 @@ def load_settings(text, folder):
     """Load the settings with files in place of the secrets, which are files in a directory of their own."""
     secrets = folder / "secrets"
     secrets.mkdir()
-    for name in ("dashscope", "ledger"):
+    for name in ("dashscope", "ledger", "admin"):
         (secrets / name).write_text(f"sk-{name}-secret\n")
     (folder / "qproxy.toml").write_text(re.sub(r"/run/secrets(/qproxy)?", str(secrets), text))
     return load(path=str(folder / "qproxy.toml"), environ={"QPROXY_HOME": str(folder)})
@@ -148,7 +148,7 @@ def test_the_settings_load_and_have_no_secret(name, tmp_path):
     settings = load_settings(text, tmp_path)
     settings.check(has_api_keys)
     settings.check_address("0.0.0.0", has_api_keys)
-    assert settings.accounts[0].key == "sk-dashscope-secret"
+    assert (settings.accounts[0].key, settings.admin_key) == ("sk-dashscope-secret", "sk-admin-secret")
     assert {key for key in tomllib.loads(text) if key.endswith("key")} == set()
     assert "password" not in (settings.ledger or "")
 

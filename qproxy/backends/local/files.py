@@ -26,8 +26,10 @@ def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
     """Give the files with secrets or their digests, by what they are."""
     if config.keys_file:
         yield "keys of clients", Path(config.keys_file)
+    if config.admin_key_file:
+        yield "admin key", Path(config.admin_key_file).expanduser()
     if config.ledger_password_file:
-        yield "password of the ledger", Path(config.ledger_password_file)
+        yield "password of the ledger", Path(config.ledger_password_file).expanduser()
     for account in config.accounts:
         if account.kind == "oauth":
             yield f"tokens of {account.name}", credential_path(account)
