@@ -2,7 +2,8 @@
 
 Some servers replay a structured call under its own id; some send a call as text and as a structured call; and
 a model may write a call in its reasoning and then make it. The two texts of the arguments may differ in
-whitespace and escapes, so they are compared in a normal form.
+whitespace and escapes, so they are compared in a normal form; that only the order of their keys differs shows
+once both are complete.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from qproxy.wire import json_codec
+from qproxy.wire.events import JSON
 from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
 
 _TOKEN = re.compile(r'\\u[0-9a-fA-F]{4}|\\.|[^"\\ \t\r\n]++|[ \t\r\n]++|"|\\', re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "/": "/"}
+MAX_REORDERED = 64 * 1024
+"""Characters of arguments that are held to see whether they are the same in another order."""
 _PARTIAL_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 
 
@@ -67,6 +72,8 @@ class CopyCheck:
         self._forms: dict[int, str] = {}
         """The normal forms of originals that were complete when they were compared."""
         self._excluded: set[int] = set()
+        self._reordered: set[int] = set()
+        """Originals whose keys are in another order, if they are the same."""
         self._form = NormalForm()
         self._text: list[str] = []
         self._size = 0
@@ -79,14 +86,28 @@ class CopyCheck:
         for number, original in enumerate(self._originals):
             if number in self._excluded or not original.is_complete:
                 continue
-            if number in self._forms:
+            if number in self._reordered:
+                differs = self._size > len(self._forms[number])
+            elif number in self._forms:
                 differs = not self._forms[number].startswith(new, start)
             else:
                 self._forms[number] = NormalForm().feed(original.text)
                 differs = not self._forms[number].startswith("".join(self._text))
-            if differs:
+            if differs and number not in self._reordered and self._may_be_reordered(number):
+                self._reordered.add(number)
+            elif differs:
                 self._excluded.add(number)
         return len(self._excluded) < len(self._originals)
+
+    def _may_be_reordered(self, number: int) -> bool:
+        """Return whether the first difference from an original is in a key, so that the order may differ."""
+        form, text = self._forms[number], "".join(self._text)
+        fits = len(text) <= len(form) <= MAX_REORDERED
+        if not fits:
+            return False
+        pairs = enumerate(zip(form, text, strict=False))
+        end = next((position for position, (one, other) in pairs if one != other), len(text))
+        return _ends_in_key(text[:end])
 
     def matches(self) -> list[int]:
         """Return the numbers of the earlier calls with the same arguments, once these are complete."""
@@ -94,5 +115,43 @@ class CopyCheck:
         return [
             number
             for number, original in enumerate(self._originals)
-            if number not in self._excluded and (NormalForm().feed(original.text) or "{}") == text
+            if number not in self._excluded
+            and self._is_same(number, NormalForm().feed(original.text) or "{}", text)
         ]
+
+    def _is_same(self, number: int, form: str, text: str) -> bool:
+        if number not in self._reordered:
+            return form == text
+        try:
+            return _equal(json_codec.loads(form), json_codec.loads(text))
+        except ValueError:
+            return False
+
+
+def _ends_in_key(text: str) -> bool:
+    """Return whether JSON text in normal form ends where an object's key may stand, or in one."""
+    containers: list[str] = []
+    before, in_string, is_key, escaped = "", False, False, False
+    for char in text:
+        if in_string:
+            in_string = escaped or char != '"'
+            escaped = not escaped and char == "\\"
+        elif char == '"':
+            in_string, is_key = True, containers[-1:] == ["{"] and before in "{,"
+        elif char in "{[":
+            containers.append(char)
+        elif char in "}]" and containers:
+            containers.pop()
+        before = char
+    return is_key if in_string else containers[-1:] == ["{"] and before in "{,"
+
+
+def _equal(one: JSON, other: JSON) -> bool:
+    """Return whether two values are the same but for the order of keys; 1, 1.0 and true differ."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)

@@ -15,6 +15,8 @@ NAME = "get_weather"
 PARIS, ROME, NOW = (NAME, A), (NAME, B), ("now", "{}")
 END = [chunk(None, "tool_calls"), DONE]
 LONG = '{"path": "a", "content": "%s"}'
+ORDERED, SORTED = '{"path": "a", "content": "x"}', '{"content":"x","path":"a"}'
+WRITTEN = f'<tool_call>{{"name": "write_file", "arguments": {ORDERED}}}</tool_call>'
 
 
 def tags(city):
@@ -51,6 +53,14 @@ COPIES = {
         [PARIS, PARIS]),
     "written, then the same id twice": ([*texts(tags("Paris")), call(0, "a", NAME, A), call(1, "a", NAME, A)],
         [PARIS]),
+    "keys in another order": ([call(0, "a", "write_file", ORDERED), call(1, "a", "write_file", SORTED)],
+        [("write_file", ORDERED)]),
+    "written, then with sorted keys": ([*texts(WRITTEN), call(0, "a", "write_file", SORTED)],
+        [("write_file", ORDERED)]),
+    "with sorted keys in pieces": ([*texts(WRITTEN), call(0, "a", "write_file", ""),
+        *(call(0, None, None, char) for char in SORTED)], [("write_file", ORDERED)]),
+    "inner keys in another order": ([call(0, "a", NAME, '{"x": [{"a": 1, "b": 2}]}'),
+        call(1, "a", NAME, '{"x": [{"b": 2, "a": 1}]}')], [(NAME, '{"x": [{"a": 1, "b": 2}]}')]),
     "with a prefixed name": ([*texts(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
 }  # fmt: skip
 
@@ -79,6 +89,16 @@ DIFFERENT = {
         [PARIS, PARIS]),
     "written with more": ([*texts(tags("Paris")), call(0, "a", NAME, '{"city": "Paris", "days": 1}')],
         [PARIS, (NAME, '{"city": "Paris", "days": 1}')]),
+    "another order, another value": ([*texts(WRITTEN), call(0, "a", "write_file", SORTED.replace("x", "y"))],
+        [("write_file", ORDERED), ("write_file", SORTED.replace("x", "y"))]),
+    "another order, more": ([*texts(WRITTEN), call(0, "a", "write_file", SORTED[:-1] + ', "b": 1}')],
+        [("write_file", ORDERED), ("write_file", SORTED[:-1] + ', "b": 1}')]),
+    "another order of a list": ([call(0, "a", NAME, '{"x": ["a", "b"]}'),
+        call(1, "a", NAME, '{"x": ["b", "a"]}')],
+        [(NAME, '{"x": ["a", "b"]}'), (NAME, '{"x": ["b", "a"]}')]),
+    "another order, another type": ([call(0, "a", NAME, '{"a": 1, "b": 2}'),
+        call(1, "a", NAME, '{"b": 2, "a": true}')],
+        [(NAME, '{"a": 1, "b": 2}'), (NAME, '{"b": 2, "a": true}')]),
     "other types": ([call(0, "a", NAME, '{"days": 1}'), call(1, "a", NAME, '{"days": true}')],
         [(NAME, '{"days": 1}'), (NAME, '{"days": true}')]),
 }  # fmt: skip
