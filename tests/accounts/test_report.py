@@ -1,4 +1,4 @@
-"""`qproxy accounts`, and the state that a server leaves behind."""
+"""`qproxy accounts`, and the state that a server stores."""
 
 import json
 from datetime import UTC, datetime

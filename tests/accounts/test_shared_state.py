@@ -260,14 +260,15 @@ ORDERS = list(itertools.permutations((0, 1, 0, 1)))
 @pytest.mark.parametrize("order", sorted(set(ORDERS)), ids=str)
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 async def test_a_probes_success_reaches_every_process(tmp_path, order, moment):
-    """In whatever order processes exchange, and whatever the other one does with the cooldown meanwhile."""
+    """The success counts in any order of exchanges, and for any change of the cooldown in the other
+    process."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
         one.record_failure(refusal(LimitKind.QUOTA, "gone", waits=100.0), trio.current_time())
         await it.share(0, 1, 0)
 
         def change():
-            """The other process has a probe of its own: its client leaves, and no result follows."""
+            """Send a probe of the other process, whose client disconnects without a result."""
             two.cooldowns[""] = replace(two.cooldowns[""], until=trio.current_time() + 15.0, probing=True)
 
         if moment == "before":
@@ -321,7 +322,7 @@ async def test_results_are_shared(tmp_path):
 
 
 async def test_a_stored_cooldown_ends_when_its_reason_must_have(tmp_path):
-    """Whatever another version wrote, and wherever its clock stood: a rate limit never lasts for days."""
+    """A rate limit never lasts for days, whatever another version stored and whatever its clock showed."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
         now = trio.current_time()
@@ -464,7 +465,7 @@ async def test_learned_rules_are_shared_and_forgotten(tmp_path):
 
 
 def test_a_configured_switch_outweighs_a_learned_one():
-    """The operator's word holds, for all accounts or for one."""
+    """The operator's setting takes precedence, for all accounts or for one."""
     one = account("a", rules={"temperature": False}, wall_clock=lambda: 1.0)
     one.learned_rules.add("m", ["temperature", "top_p", "seed"], 1.0)
     assert one.rule_switches("m", {"top_p": False}) == {"temperature": False, "top_p": False, "seed": True}

@@ -1,4 +1,4 @@
-"""The database server of the tests, started when the first one asks for it."""
+"""The database server of the tests, started by the first test that uses it."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tests.backends.postgres_server import PostgresServer
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A PostgreSQL server for all tests of this process; each takes a schema of its own."""
+    """Return a PostgreSQL server for all tests of this process; each creates a schema of its own."""
     with PostgresServer() as server:
         yield server

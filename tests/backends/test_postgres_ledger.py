@@ -1,4 +1,5 @@
-"""The ledger in PostgreSQL: rows once and sums with them, several writers, outages, migrations, retention."""
+"""The ledger in PostgreSQL: rows and their sums are written once, with several writers, outages, migrations
+and retention."""
 
 import json
 import signal
@@ -46,7 +47,7 @@ def url(postgres):
 
 @pytest.fixture
 def database(url):
-    """A connection to a database with the tables of a ledger."""
+    """Yield a connection to a database with the tables of a ledger."""
     with closing(PostgresAddress(url, timeout=5.0).connect()) as connection:
         schema.migrate(connection)
         yield connection
@@ -75,8 +76,8 @@ def value(connection, query):
     return found
 
 
-async def written(ledger, count):
-    """Wait until that many requests are in the database."""
+async def wait_for_requests(ledger, count):
+    """Wait until a number of requests are in the database."""
     with trio.fail_after(30):
         while True:
             try:
@@ -86,7 +87,7 @@ async def written(ledger, count):
                 await trio.sleep(0.02)
 
 
-async def test_a_row_is_the_one_of_the_ledger_file(ledger, tmp_path):
+async def test_a_row_equals_that_of_the_ledger_file(ledger, tmp_path):
     """Columns, values and types are equal in both members, so that a page shows the same."""
     local = SqliteUsageLedger(tmp_path / "l.sqlite3", PRICING, keep_days=90, wall_clock=lambda: NOON)
     for member in (ledger, local):
@@ -100,7 +101,7 @@ async def test_a_row_is_the_one_of_the_ledger_file(ledger, tmp_path):
     await local.aclose()
 
 
-def test_a_batch_that_comes_again_adds_nothing(database):
+def test_a_repeated_batch_adds_nothing(database):
     """A request is one row and counts once: sent twice, twice in one batch, or with another time."""
     batch = rows(*range(100))
     for again in (batch, batch, batch + batch, rows(*range(100), ended=NOON + 40 * DAY)):
@@ -112,7 +113,7 @@ def test_a_batch_that_comes_again_adds_nothing(database):
 
 
 def test_known_requests_are_found_by_index(database):
-    """A batch reads no table as a whole, also where the planner has no statistics yet."""
+    """A batch scans no whole table, even before the planner has statistics."""
     write_batch(database, rows(1), 5.0)
     columns = ", ".join(name for name in schema.COLUMNS if name != "id")
     many = f"SELECT 'x' || n, {columns} FROM requests, generate_series(1, 3000) n"
@@ -127,7 +128,7 @@ def test_known_requests_are_found_by_index(database):
 
 
 def test_fifty_writers_of_the_same_hours(url, database):
-    """Rows are requests and sums are exact, whatever the order of the writers' rows; nobody is a victim."""
+    """Rows are requests and sums are exact, in any order of the writers' rows, without a deadlock."""
     start = threading.Barrier(50)
 
     def write(number):
@@ -155,10 +156,11 @@ def test_fifty_writers_of_the_same_hours(url, database):
 
 
 async def test_a_kill_while_writing_loses_and_doubles_nothing(postgres, ledger, spool, caplog):
-    """Rows go to the spool while the database is away, queries fail, and all arrive once when it is back."""
+    """Rows go to the spool during an outage of the database, queries fail, and all rows are written once
+    afterwards."""
     for number in range(300):
         ledger.record(record(id=f"before_{number}"))
-    await written(ledger, 300)
+    await wait_for_requests(ledger, 300)
     postgres.list_children()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, postgres.kill)
@@ -176,7 +178,7 @@ async def test_a_kill_while_writing_loses_and_doubles_nothing(postgres, ledger, 
     postgres.start()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ledger.run)
-        await written(ledger, 801)
+        await wait_for_requests(ledger, 801)
         nursery.cancel_scope.cancel()
     usage = (await ledger.usage_by("key", ("month",), NOON + 1))["month"]
     assert [(row.name, row.requests) for row in usage] == [("bob", 801)]
@@ -189,20 +191,21 @@ async def test_a_kill_while_writing_loses_and_doubles_nothing(postgres, ledger, 
 
 
 async def test_rows_of_an_earlier_process_are_sent_at_the_start(ledger, spool, database):
-    """What a killed process left in the spool arrives without a new request, once."""
+    """Rows of a killed process are sent from the spool once, without a new request."""
     spool.add(rows(1, 2, 3))
     spool.close()
     write_batch(database, rows(2), 5.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ledger.run)
-        await written(ledger, 3)
+        await wait_for_requests(ledger, 3)
         nursery.cancel_scope.cancel()
     assert value(database, "SELECT sum(requests)::int FROM hours") == 3
     assert spool.count() == 0
 
 
-def test_a_frozen_server_is_given_up(postgres, url, monkeypatch):
-    """A server that answers nothing keeps no timeout of its own; the connection ends, another one works."""
+def test_a_frozen_server_times_out(postgres, url, monkeypatch):
+    """A server without responses cannot extend the timeout; its connection is closed, and another one
+    works."""
     monkeypatch.setattr(connections, "SERVER_HEAD_START", 0.1)
     address = PostgresAddress(url, timeout=5.0)
     with closing(address.connect()) as connection:
@@ -228,8 +231,8 @@ POISON = {
 
 
 @pytest.mark.parametrize(("poison", "expected"), POISON.values(), ids=POISON)
-def test_a_row_keeps_no_other_one_out(database, poison, expected):
-    """Rows beside one that the database refuses are written, and so is that one where its values can be."""
+def test_an_invalid_row_excludes_no_other(database, poison, expected):
+    """Rows beside one that the database rejects are written, and so is that one if its values can be."""
     assert write_batch(database, [*rows(1), *rows(2, **poison), *rows(3)], 5.0) == expected
     assert value(database, "SELECT count(*) FROM requests WHERE id IN ('req_1', 'req_3')") == 2
     assert value(database, "SELECT sum(requests)::int FROM hours") == expected
@@ -246,8 +249,8 @@ schema.migrate(connection)
 """
 
 
-def test_two_processes_migrate_at_once(url):
-    """One of them does; the other waits and finds everything there."""
+def test_concurrent_migrations(url):
+    """One process migrates; the other waits and finds the tables."""
     children = [
         subprocess.Popen(
             [sys.executable, "-c", MIGRATE, url],
@@ -270,8 +273,8 @@ def test_two_processes_migrate_at_once(url):
         assert schema.version(connection) == len(schema.MIGRATIONS)
 
 
-async def test_tables_of_a_newer_version_are_left_alone(url, database, ledger, spool):
-    """Neither a server nor a command touches them; requests wait in the spool."""
+async def test_tables_of_a_newer_version_are_not_changed(url, database, ledger, spool):
+    """Neither a server nor a command changes them; requests wait in the spool."""
     database.execute("INSERT INTO schema_version (version) VALUES (1000)")
     ledger.record(record())
     with pytest.raises(LedgerError, match="newer qproxy"):
@@ -309,14 +312,14 @@ async def test_the_database_is_checked(url, postgres, database):
 
 
 def test_a_command_needs_a_ledger(url):
-    """A database without tables is said to have none, and gets none."""
+    """A command reports a database without tables, and creates none."""
     with pytest.raises(LedgerError, match="has written a ledger there"):
         PostgresLedgerReader(PostgresAddress(url, timeout=5.0))
 
 
 async def test_months_are_partitions_and_end_with_the_retention(ledger, database):
-    """A month's rows are a table, made before its first row, dropped when the last one is too old; a month
-    that the retention cuts in two loses its older rows."""
+    """A month's rows are a table, created before its first row and dropped after its last expires; a partly
+    expired month loses its older rows."""
     write_batch(database, rows(1, ended=NOON - 120 * DAY) + rows(2, ended=NOON - 91 * DAY), 5.0)
     write_batch(database, rows(3, ended=NOON - 89 * DAY), 5.0)
     assert [month.table[-7:] for month in schema.partitions(database)] == ["2026_07", "2026_08"]
@@ -325,8 +328,8 @@ async def test_months_are_partitions_and_end_with_the_retention(ledger, database
     assert [month.table[-7:] for month in schema.partitions(database)] == ["2026_08", "2026_11"]
 
 
-async def test_a_query_that_takes_too_long_is_given_up(ledger):
-    """It says so, and the connection answers the next one."""
+async def test_a_slow_query_is_cancelled(ledger):
+    """The query raises an error, and the connection answers the next one."""
     with pytest.raises(LedgerError, match="choose a shorter period"):
         await ledger._page(
             lambda db: (db.execute("SET LOCAL statement_timeout = 20"), db.execute("SELECT pg_sleep(9)"))
@@ -346,7 +349,7 @@ PASSWORDS = {
 
 @pytest.mark.parametrize("given", PASSWORDS.values(), ids=PASSWORDS)
 async def test_the_password_is_in_no_message(given, spool, caplog):
-    """Neither in an error, in the log, in a repr, nor in the settings; and it is a secret of the settings."""
+    """The password is in no error, log, repr or setting, and is registered as a secret."""
     config = Config(ledger=given)
     assert {given, "s3cr%2Fet", "s3cr/et"} <= config.secrets()
     shown = [repr(config)]
@@ -364,7 +367,7 @@ async def test_the_password_is_in_no_message(given, spool, caplog):
     assert not any("s3cr" in text for text in (*shown, caplog.text))
 
 
-async def test_a_budget_counts_what_another_machine_used(ledger, url, tmp_path):
+async def test_a_budget_counts_usage_of_another_machine(ledger, url, tmp_path):
     """Two servers with directories of their own share the budget of a key."""
     address = PostgresAddress(url, timeout=5.0)
     spool = LedgerSpool(tmp_path / "other" / "ledger-spool.sqlite3")
@@ -381,12 +384,12 @@ async def test_a_budget_counts_what_another_machine_used(ledger, url, tmp_path):
 
 
 def test_a_file_is_no_secret():
-    """A path of a ledger file is shown, as before."""
+    """The path of a ledger file is shown."""
     assert Config(ledger="/var/lib/qproxy/ledger.sqlite3").secrets() == set()
 
 
 async def test_usage_reads_the_database(url, ledger, tmp_path, monkeypatch, capsys):
-    """`qproxy usage` shows what all machines used, and `qproxy purge` deletes it."""
+    """`qproxy usage` shows the usage of all machines, and `qproxy purge` deletes it."""
     ledger.record(record())
     await ledger.recent_requests(1)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))

@@ -88,8 +88,8 @@ def test_a_configuration_file(command, content, message, home, capsys):
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a dangling link"])
-def test_a_configuration_file_that_is_none(kind, home, capsys):
-    """A qproxy.toml that cannot be read is named, though no flag names it."""
+def test_an_unreadable_configuration_file(kind, home, capsys):
+    """A qproxy.toml that cannot be read is named, even if no flag names it."""
     path = home / "qproxy.toml"
     if kind == "a directory":  # what a bind mount makes of a missing file
         path.mkdir()
@@ -230,7 +230,7 @@ def test_a_read_only_home(number, home, capsys, monkeypatch):
 
 
 def test_no_home(home, capsys, monkeypatch):
-    """A user without a home directory is told which variable names a directory."""
+    """A user without a home directory gets the variable that sets a directory."""
 
     def fail():
         raise RuntimeError("Could not determine home directory.")
@@ -251,7 +251,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize(("name", "words", "code", "advice"), DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_damaged_file(name, words, code, advice, home, capsys, monkeypatch):
-    """A damaged file of the data directory is named with what to do."""
+    """A damaged file of the data directory is named with advice."""
     monkeypatch.setenv("QPROXY_UPSTREAM", "http://127.0.0.1:1/v1")
     path = home / "data" / name
     path.parent.mkdir()

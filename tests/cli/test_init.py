@@ -76,8 +76,8 @@ def test_questions(folder, monkeypatch, capsys):
     assert "sk-secret" not in str(capsys.readouterr())
 
 
-def test_an_invalid_base_url_is_asked_for_again(folder, monkeypatch, capsys):
-    """A mistyped base URL does not cost the answers before it."""
+def test_an_invalid_base_url_is_prompted_for_again(folder, monkeypatch, capsys):
+    """A mistyped base URL keeps the earlier replies."""
     answers = iter(["localhost:1", "http://127.0.0.1:1", ""])
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("getpass.getpass", lambda prompt: "sk-1")
@@ -88,7 +88,7 @@ def test_an_invalid_base_url_is_asked_for_again(folder, monkeypatch, capsys):
 
 
 def test_a_key_that_cannot_be_created(folder, capsys):
-    """Where the data directory cannot be written, no file remains that a second run would find."""
+    """If the data directory cannot be written, no file remains that a second run would find."""
     (folder / "data").write_text("a file")
     assert cli.main(["init", "--offline", "--upstream", OWN, "--public"]) == 2
     assert f"{folder}/data" in capsys.readouterr().err

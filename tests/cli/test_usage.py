@@ -33,7 +33,7 @@ def kept(home):
 
 @pytest.mark.usefixtures("kept")
 def test_as_a_table(capsys):
-    """The table has a line per key and window, with costs where prices are known."""
+    """The table has a line per key and window, with costs if prices are known."""
     assert cli.main(["usage", "--window", "all", "--window", "5h"]) == 0
     shown = capsys.readouterr()
     lines = [line.split() for line in shown.out.splitlines()]

@@ -107,7 +107,7 @@ async def test_no_model_list_and_no_model():
 
 
 async def test_a_web_page_instead_of_an_api():
-    """An account whose base URL is that of web pages has failed; nothing else is tested."""
+    """An account with the base URL of web pages fails; nothing else is tested."""
     entry = AccountConfig("mine", "openai_compatible", base_url="http://127.0.0.1:1/console")
     found = await check_account(WebServer(), entry)
     assert (found[-1].name, found[-1].state, found[-1].message) == (

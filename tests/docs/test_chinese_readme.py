@@ -24,7 +24,7 @@ def code(path):
 
 
 def headings(path):
-    """Return the level of each heading, and whether a table or a block of code follows before the next."""
+    """Return the level of each heading, and True for each table or block of code before the next."""
     sections = re.split(r"^(#+) .*\n", path.read_text("utf-8"), flags=re.MULTILINE)[1:]
     bodies = zip(sections[::2], sections[1::2], strict=True)
     return [(level, body.count("\n| "), len(BLOCK.findall(body))) for level, body in bodies]
@@ -37,14 +37,14 @@ def rows(path):
 
 
 def links(path):
-    """Return the targets of the links, from the root of the repository, but for the other language."""
+    """Return the targets of the links, relative to the repository's root, except the other language."""
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(path))
     resolved = [os.path.relpath(path.parent / target, ROOT) for target in targets]
     return Counter(target for target in resolved if ROOT / target not in (ENGLISH, CHINESE))
 
 
 def test_each_language_links_the_other_in_its_first_line():
-    """A reader finds the other language at once."""
+    """The first line of each page has the link."""
     assert ENGLISH.read_text("utf-8").splitlines()[0].endswith("[简体中文](docs/README.zh.md)")
     assert CHINESE.read_text("utf-8").splitlines()[0].endswith("[English](../README.md)")
 
@@ -65,12 +65,12 @@ def test_tables():
 
 
 def test_links():
-    """Each page of the documentation is linked as often."""
+    """Each page of the documentation is linked equally often."""
     assert links(CHINESE) == links(ENGLISH)
 
 
 def test_names():
-    """Every command, setting, path and header in the text is the same, as often."""
+    """Every command, setting, path and header occurs equally often in both texts."""
     names = [Counter(re.findall(r"`[^`\n]+`", prose(path))) for path in (CHINESE, ENGLISH)]
     assert names[0] == names[1]
 

@@ -1,5 +1,5 @@
-"""docs/deploy for several replicas: the manifests are valid and keep their properties; the chart renders the
-same; settings are settings."""
+"""docs/deploy for several replicas: valid manifests with their properties, an equivalent chart, and existing
+settings."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 MANIFESTS, CHART = DEPLOY / "kubernetes", DEPLOY / "helm" / "qproxy"
 VERSIONS = ("1.30", "1.37")
-"""The oldest and the newest version of Kubernetes against whose schemas the manifests are checked."""
+"""The oldest and the newest version of Kubernetes whose schemas the manifests must match."""
 EXPRESSION = re.compile(r"\{\{ \.(Values|Release)\.(\w+)( \| toJson)? \}\}")
 
 
@@ -33,7 +33,7 @@ POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
 
 
 def render(template: str, **changes: Any) -> Any:
-    """Render a template of the chart, which uses nothing but values, as they are or as JSON."""
+    """Render a template of the chart, which uses only values, as text or as JSON."""
     known = {"Values": {**read(CHART / "values.yaml"), **changes}, "Release": {"Name": "qproxy"}}
 
     def value(match: re.Match[str]) -> str:
@@ -48,7 +48,7 @@ def render(template: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", RESOURCES)
 def test_a_manifest_is_valid(name, version):
-    """Each has no field that Kubernetes does not know, and all that it requires."""
+    """A manifest has only fields that Kubernetes knows, and all required ones."""
     kubernetes_validate.validate(RESOURCES[name], version, strict=True)
 
 
@@ -59,13 +59,13 @@ def test_every_manifest_is_applied():
 
 @pytest.mark.parametrize("name", RESOURCES)
 def test_the_chart_renders_the_manifest(name):
-    """With its default values the chart is the kustomization."""
+    """With default values the chart equals the kustomization."""
     assert render((CHART / "templates" / name).read_text()) == RESOURCES[name]
     assert {path.name for path in (CHART / "templates").iterdir()} == set(RESOURCES)
 
 
 def test_every_value_of_the_chart_is_used():
-    """Each of values.yaml is in a template, and changes what is rendered."""
+    """Each key of values.yaml is in a template, and changes the output."""
     text = "".join(path.read_text() for path in sorted((CHART / "templates").iterdir()))
     assert {match[2] for match in EXPRESSION.finditer(text) if match[1] == "Values"} == set(
         read(CHART / "values.yaml")
@@ -74,8 +74,8 @@ def test_every_value_of_the_chart_is_used():
     assert changed["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/qproxy:2"
 
 
-def test_probes_ask_this_process_alone():
-    """Liveness has nothing but the process to fail by; the others follow its readiness."""
+def test_probes_depend_on_their_own_pod():
+    """Liveness depends only on the process; the other probes follow its readiness."""
     paths = {
         name: CONTAINER[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")
     }
@@ -83,7 +83,7 @@ def test_probes_ask_this_process_alone():
 
 
 def test_a_pod_drains_before_it_is_killed(settings):
-    """The end leaves time for endpoints to change, for running requests, and for their last messages."""
+    """The grace period covers the change of endpoints, requests in flight, and their final messages."""
     pause = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pause >= 5
     assert POD["terminationGracePeriodSeconds"] > pause + settings.graceful_timeout + ERROR_DELIVERY_SECONDS
@@ -91,8 +91,8 @@ def test_a_pod_drains_before_it_is_killed(settings):
     assert settings.max_client_connection_age > 0
 
 
-def test_a_pod_can_do_little():
-    """It is not root, writes to its volumes only, has no token, and no variables of Services."""
+def test_a_pod_is_unprivileged():
+    """A pod is not root, writes to its volumes only, has no token, and no variables of Services."""
     assert POD["enableServiceLinks"] is POD["automountServiceAccountToken"] is False
     assert BY_KIND["ServiceAccount"]["automountServiceAccountToken"] is False
     assert POD["securityContext"]["runAsNonRoot"] is True
@@ -108,7 +108,7 @@ def test_a_pod_can_do_little():
 
 
 def test_replicas_follow_requests_in_flight():
-    """The autoscaler counts them up at once and down slowly; disruptions take one pod at a time."""
+    """The autoscaler adds replicas at once and removes them slowly; disruptions take one pod at a time."""
     spec = BY_KIND["HorizontalPodAutoscaler"]["spec"]
     assert spec["metrics"][0]["pods"]["metric"]["name"] == "qproxy_requests_in_flight"
     assert "replicas" not in BY_KIND["Deployment"]["spec"], "or an update would undo the autoscaler's"
@@ -118,7 +118,7 @@ def test_replicas_follow_requests_in_flight():
 
 
 def test_the_network_is_limited():
-    """A pod is reached at its port only, and reaches names, upstreams and the ledger."""
+    """A pod accepts connections on its port only, and connects to DNS, upstreams and the ledger."""
     spec = BY_KIND["NetworkPolicy"]["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == ["http"]
@@ -131,7 +131,7 @@ def settings(tmp_path):
 
 
 def load_settings(text, folder):
-    """Load the settings with files in place of the secrets, which are files in a directory of their own."""
+    """Load the settings with files in place of the secrets, in a directory of their own."""
     secrets = folder / "secrets"
     secrets.mkdir()
     for name in ("dashscope", "ledger", "admin"):
@@ -142,7 +142,8 @@ def load_settings(text, folder):
 
 @pytest.mark.parametrize("name", ["kubernetes", "compose"])
 def test_the_settings_load_and_have_no_secret(name, tmp_path):
-    """A server with them starts on all addresses; what is secret is in files, but for a key's digest."""
+    """A server with these settings listens on all addresses; secrets are in files, except for a key's
+    digest."""
     compose = (DEPLOY / "replicas.toml").read_text()
     text = compose if name == "compose" else BY_KIND["ConfigMap"]["data"]["qproxy.toml"]
     settings = load_settings(text, tmp_path)
@@ -154,7 +155,7 @@ def test_the_settings_load_and_have_no_secret(name, tmp_path):
 
 
 def test_compose_runs_two_replicas_behind_a_balancer():
-    """One machine's port leads to the balancer; a replica can do as little as the single server."""
+    """One port of the machine leads to the balancer; a replica is as unprivileged as the single server."""
     services = read(DEPLOY / "replicas.yaml")["services"]
     single = read(DEPLOY / "compose.yaml")["services"]["qproxy"]
     replica = services["qproxy"]

@@ -59,7 +59,7 @@ def test_the_sdist_is_complete(source):
 
 
 def test_the_wheel_holds_the_package_and_its_data(wheel):
-    """Every file of the package is in the wheel, and nothing else except its metadata."""
+    """Every file of the package is in the wheel, with its metadata and no other file."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [
         path for path in (ROOT / "qproxy").rglob("*") if path.is_file() and "__pycache__" not in path.parts

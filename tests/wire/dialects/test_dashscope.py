@@ -171,8 +171,8 @@ def test_whole(dialect):
     assert isinstance(DIALECTS[dialect].response([], TARGET)[0], StreamFailed)
 
 
-def test_a_cache_mark_reaches_a_text_model():
-    """The text service takes content as a string, and as parts where the context cache has a mark."""
+def test_a_cache_marker_reaches_a_text_model():
+    """Text models get content as a string, and as parts if the context cache has a marker."""
     target = UpstreamTarget("https://h/api/v1", "qwen-plus", spec=package_catalog().get("qwen-plus"))
     part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
     messages = [

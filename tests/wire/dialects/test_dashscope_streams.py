@@ -104,7 +104,7 @@ def test_native(items, expected, dialect):
 
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_each_requested_choice_must_end(dialect):
-    """A native stream has no end mark: without the finish of one of two choices it was cut."""
+    """A native stream has no end marker: without the finish of one of two choices it is truncated."""
 
     def numbered(index, content, finish="null"):
         item = native(content, finish)

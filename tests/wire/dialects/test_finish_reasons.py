@@ -49,7 +49,7 @@ def test_an_object_with_a_type_is_a_reason(reason):
 
 @pytest.mark.parametrize("reason", [{"type": "abort", "message": "x"}, {"kind": "stop"}, 7, False, ["stop"]])
 def test_a_reason_of_another_type_is_an_error(reason):
-    """A finish reason that is no text is unknown, unless it is an object with a known type."""
+    """A finish reason that is not text is unknown, unless it is an object with a known type."""
     _, error = same(texts(HALF), chunk(finish=reason), DONE)
     assert error is not None
     assert "finish_reason" in error["message"]

@@ -360,13 +360,13 @@ def test_qwen4_fields_are_forwarded():
 
 
 def marked(ttl):
-    """A turn whose one part is a cache breakpoint with a time to live."""
+    """Return a turn with one part, a cache breakpoint with a time to live."""
     mark = {"mode": "explicit", **({} if ttl is None else {"ttl": ttl})}
     return turn([{"role": "user", "content": [{**MARKED, "prompt_cache_breakpoint": mark}]}])
 
 
 def test_a_breakpoint_has_its_own_time_to_live():
-    """OpenAI's words become the model's own in a breakpoint too, and are left out once refused."""
+    """OpenAI's values become the model's in a breakpoint, too, and are dropped once rejected."""
     assert apply(marked("12h"), "qwen4-max").turn.messages == marked("1h").messages
     assert apply(given := marked("5m"), "qwen4-max").turn is given
     refusal = UpstreamError("prompt_cache_breakpoint.ttl must be one of 5m, 1h", status=400)

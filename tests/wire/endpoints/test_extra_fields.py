@@ -95,8 +95,8 @@ def test_the_audio_of_omni_models_is_forwarded():
     assert audio == {"id": "audio_1", "transcript": "Hi you"}
 
 
-def test_parts_of_a_content_without_text_are_passed_on():
-    """Pictures and sound among the parts of a content reach the client, beside the text."""
+def test_content_parts_without_text_are_forwarded():
+    """Images and audio among the parts of a content reach the client, beside the text."""
     picture = {"image": "https://example.com/1.png"}
     sound = {"audio": {"data": "UklG"}}
     parts = [{"text": "Look:"}, picture, sound]

@@ -194,13 +194,13 @@ def test_a_value_holds_the_markup_of_other_dialects():
 
 @pytest.mark.parametrize("before", ["- ", 'It is "Paris"', "1 > 0: ", "x - "])
 def test_a_call_after_a_mark_within_text(before):
-    """A list's item, a closing quote and a mark within a line make no example."""
+    """A list item, a closing quote and a mark within a line do not start an example."""
     assert same(f"{before}<tool_call>{CALL}</tool_call>")[1] == [PARIS]
 
 
 @pytest.mark.parametrize("envelope", ["tool_call", "function_calls"])
 def test_an_example_in_a_line_of_reasoning(envelope):
-    """Tags within an envelope that stands within a line are part of it; a later call is one."""
+    """Tags within an envelope inside a line are part of it; a later call is parsed."""
     calls = f'\n<invoke name="get">\n{PARAMETER}\n</invoke>' * 2
     example = f"Like this: <{envelope}>{calls}\n</{envelope}> it goes.\n"
     assert same(ReasoningDelta(example))[1] == []
