@@ -47,7 +47,7 @@ def everything(
     kind: Literal["a", "b"],
     tags: list[str],
     counts: dict[str, int],
-    index: Place,
+    place: Place,
     whatever: Any,
     noted: Annotated[int, "A note."],
     maybe: str | None = None,
