@@ -20,7 +20,7 @@ from qproxy.auth.device_flow import DeviceFlow, LoginProgress
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.output import print_error, print_note, print_progress, print_result
-from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError
+from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError, resolve_account
 from qproxy.telemetry.audit import AuditEntry
 
 HELP = "log in to a Qwen account"
@@ -93,7 +93,9 @@ def select_account(accounts: tuple[AccountConfig, ...], name: str | None) -> Acc
             raise ConfigError(f"--account: {name!r} is not an oauth account; it uses a key.")
         if account.name == name:
             return account
-    return AccountConfig(name, kind="oauth")
+    account = AccountConfig(name, kind="oauth")
+    resolve_account(account)  # a name such as ../x leads out of the data directory
+    return account
 
 
 async def _log_in(source: OAuthSource, browser: bool) -> LoginProgress:

@@ -10,6 +10,7 @@ ADVICE = {
     errno.EACCES: "ports below 1024 require privileges; set another port",
     errno.EADDRNOTAVAIL: "no interface of this machine has this address; set another host",
 }
+UNKNOWN_HOST = "set host to an address or a name of this machine"
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -28,5 +29,6 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def address_error(host: str, port: int, error: OSError) -> str:
     """Return the error for an address that cannot be bound."""
-    reason, advice = error.strerror or str(error), ADVICE.get(error.errno or 0, "")
+    reason = error.strerror or str(error)
+    advice = UNKNOWN_HOST if isinstance(error, socket.gaierror) else ADVICE.get(error.errno or 0, "")
     return f"cannot listen on {host}, port {port}: {reason}{f' ({advice})' if advice else ''}."

@@ -11,6 +11,7 @@ import pytest
 from qproxy import __main__, cli
 from qproxy.cli import errors, serve
 from qproxy.config import SETTINGS
+from qproxy.system.listener import address_error
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:1/v1")
 
@@ -59,6 +60,15 @@ def test_an_unusable_address(workers, home, capsys):
     code, line = failure(capsys, *words)
     assert code == 1
     assert line.startswith("qproxy: cannot listen on 192.0.2.1, port 8787: Cannot assign requested address (")
+
+
+def test_an_unknown_host():
+    """A host name that cannot be resolved is named with the setting that has it."""
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert address_error("nosuch.invalid", 8787, error) == (
+        "cannot listen on nosuch.invalid, port 8787: Name or service not known "
+        "(set host to an address or a name of this machine)."
+    )
 
 
 FILES = {

@@ -97,6 +97,16 @@ def test_logout_without_a_login_fails(tmp_path, monkeypatch, capsys):
     assert "account qwen is not logged in" in capsys.readouterr().err
 
 
+def test_logout_of_a_name_that_leads_out_of_the_data_directory(tmp_path, monkeypatch, capsys):
+    """Logging out deletes nothing outside of the directory of accounts."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "accounts").mkdir(parents=True)
+    (tmp_path / "oauth_creds.json").write_text("{}")
+    assert cli.main(["logout", "--account", "../.."]) == 2
+    assert "may only have letters" in capsys.readouterr().err
+    assert (tmp_path / "oauth_creds.json").exists()
+
+
 async def test_ctrl_c_cancels_a_login(tmp_path):
     """Ctrl+C during a login prints one line, exits with 130 and saves nothing."""
     async with trio.open_nursery() as nursery:

@@ -75,6 +75,8 @@ def restore_backup(archive: Path, home: Path, *, force: bool, now: float) -> tup
 
     Raises BackupError, after which the data directory is as it was, unless a file could not be moved.
     """
+    if not archive.exists():
+        raise BackupError(f"{archive}: no such file.")
     ports = serving_ports(home)
     if ports:
         raise BackupError(f"a server of {home} is running (port {ports[0]}): stop it first.")
