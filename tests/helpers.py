@@ -226,7 +226,7 @@ class H2Client:
     )
     seen: list = field(default_factory=list)
     acknowledge: bool = True
-    """Whether received data reopens the window."""
+    """If true, received data reopens the window."""
 
     async def begin(self):
         self.http.initiate_connection()

@@ -117,7 +117,7 @@ async def test_a_tool_is_called_and_its_result_read(emulator, fields):
     assert last.output.choices[0].message.content.startswith("The tool says: light rain")
 
 
-async def test_thoughts_come_before_the_text(emulator):
+async def test_reasoning_comes_before_the_text(emulator):
     """A model that thinks on request sends its reasoning before the text."""
     whole = (await generate(emulator, enable_thinking=True)).output.choices[0].message
     streamed = await generate(emulator, enable_thinking=True, stream=True, incremental_output=True)
@@ -136,7 +136,7 @@ async def test_a_picture_is_seen_in_parts(emulator):
     assert whole[0]["text"].endswith("What is this?")
 
 
-async def test_qwen4_keeps_its_thoughts_and_its_prompt(emulator):
+async def test_qwen4_keeps_its_reasoning_and_its_prompt(emulator):
     """The ciphertext on its message is read; the marked prefix is written and then read."""
     system = {"role": "system", "content": [{"text": "word " * 1020, "cache_control": {"type": "ephemeral"}}]}
     history: list[dict] = [system, {"role": "user", "content": [{"text": "Hm?"}]}]

@@ -37,7 +37,7 @@ REFUSALS: dict[str, tuple[dict, int]] = {
 
 
 @pytest.mark.parametrize(("fields", "status"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_refusals(fields, status):
+def test_rejections(fields, status):
     """A rejection has DashScope's status and shape."""
     base = {} if fields == {"messages": [USER]} else {"model": "qwen-plus", "messages": [USER]}
     with pytest.raises(ApiError) as caught:

@@ -304,7 +304,7 @@ async def test_a_client_library_survives_the_age(age, autojump_clock):
 
 @pytest.mark.parametrize(("setting", "seconds"), [(0, math.inf), (300.0, 300.0)])
 async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
-    """`max_connection_age` sets the server's limit; 0 means none."""
+    """`max_client_connection_age` sets the server's limit; 0 means none."""
     monkeypatch.setattr(http_server.TCPServer, "max_age", 1.0)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     config = Config(port=0, max_client_connection_age=setting, accounts=accounts("one"))

@@ -145,7 +145,7 @@ async def test_a_long_path_is_not_repeated(caplog):
         assert len(repr([record.__dict__ for record in caplog.records])) < 3000
 
 
-async def test_expect_is_answered_before_the_body(autojump_clock):
+async def test_expect_gets_100_before_the_body(autojump_clock):
     """A client that expects 100 gets it before it sends the body."""
     async with world() as it, served(it.app) as stream:
         raw = post(more=b"expect: 100-continue\r\n")

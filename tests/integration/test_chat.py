@@ -30,7 +30,7 @@ ASK = {
 JSON_HEADER = ("content-type", "application/json")
 
 
-async def test_whole_answer():
+async def test_whole_response():
     """A plain request gets a chat.completion with the client's model name and qproxy's headers."""
     async with world() as it:
         status, headers, body = await it.post(HELLO)
@@ -103,7 +103,7 @@ async def test_stream():
 
 
 async def test_tool_call_and_its_result():
-    """The model calls a declared tool with valid arguments and answers its result in text."""
+    """The model calls a declared tool with valid arguments and responds to its result in text."""
     async with world() as it:
         _, _, body = await it.post(ASK)
         choice = body["choices"][0]
@@ -184,7 +184,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED.values(), ids=REFUSED.keys())
-async def test_refusals_have_openai_shape(body, status, code):
+async def test_rejections_have_openai_shape(body, status, code):
     """Every rejection is OpenAI's error object with its four keys."""
     async with world() as it:
         received, _, answer = await it.post(body)
@@ -239,7 +239,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("model", "status", "code"), [(k, *v) for k, v in FAILURES.items()], ids=FAILURES)
-async def test_a_failure_before_the_answer_keeps_its_status(model, status, code, autojump_clock):
+async def test_a_failure_before_the_response_keeps_its_status(model, status, code, autojump_clock):
     """An upstream failure before its first event is an HTTP error status, streamed or not."""
     if model == "fault-quota":
         code = "insufficient_quota"
@@ -335,7 +335,7 @@ async def test_a_limit_in_an_error_is_learnt():
         assert [seen.body["max_tokens"] for seen in it.emulator.requests] == [500, 100]
 
 
-async def test_a_whole_json_answer_to_a_stream_request_is_streamed():
+async def test_a_whole_json_response_to_a_stream_request_is_streamed():
     """A whole JSON response to a stream request reaches the client as a stream."""
     async with world() as it:
         message = {"role": "assistant", "content": "hi", "reasoning_content": "hm"}

@@ -127,12 +127,12 @@ async def count_requests(port):
 
 
 def worker_sockets():
-    """Return the sockets on which the workers of one master answer each other."""
+    """Return the sockets on which the workers of one master query each other."""
     return list(Path(HOME, "workers").glob("*/*"))
 
 
 async def expect_shared_counts(port, workers):
-    """Behind one port any worker answers /metrics for all of them."""
+    """Behind one port any worker serves /metrics for all of them."""
     with trio.fail_after(PATIENCE):
         while True:
             if workers < 2 or len(worker_sockets()) == workers:

@@ -157,7 +157,7 @@ async def test_a_disconnect_frees_every_prompt(whole, autojump_clock):
         ({**CHAT, "n": 9}, 400, "n"),
     ],
 )
-async def test_refusals(body, status, param):
+async def test_rejections(body, status, param):
     """Rejections have OpenAI's shape and name the field."""
     async with world() as it:
         received, _, answer = await it.post(body, PATH)

@@ -179,7 +179,7 @@ async def test_an_account_limits_its_batches():
         (request("x", dimensions=100), 400, None),
     ],
 )
-async def test_refusals(body, status, param):
+async def test_rejections(body, status, param):
     """An invalid request is rejected in OpenAI's shape, by qproxy or by the upstream."""
     async with world(default_model="qwen3.7-plus") as it:
         received, _, answer = await it.post(body, PATH)

@@ -116,7 +116,7 @@ REFUSALS = {
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "code"), REFUSALS.values(), ids=REFUSALS.keys()
 )
-async def test_refusals(method, path, headers, status, code, tmp_path):
+async def test_rejections(method, path, headers, status, code, tmp_path):
     """A login requires the admin key and an account of this kind."""
     async with login_world(tmp_path) as it:
         received, body = await ask(it, method, path, headers)

@@ -16,7 +16,7 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Well?"}], **SP
 TONE = "0.30 s of sound at about 440 Hz"
 
 
-async def test_a_spoken_answer_is_streamed():
+async def test_a_spoken_response_is_streamed():
     """Every audio chunk arrives as the model sent it, and OpenAI's type accepts the chunks."""
     async with world() as it:
         status, text = await it.stream(BODY)
@@ -36,7 +36,7 @@ async def test_a_spoken_answer_is_streamed():
 
 
 @pytest.mark.parametrize("policy", ["always", "requested"])
-async def test_a_spoken_answer_comes_whole(policy):
+async def test_a_spoken_response_is_whole(policy):
     """The model streams only; the message has all of the audio, and usage has its tokens."""
     async with world(stream_upstream=policy) as it:
         status, _, answer = await it.post(BODY)

@@ -44,7 +44,7 @@ async def ask_messages(it, history, question):
 
 @pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 @pytest.mark.parametrize("ask", [ask_chat, ask_responses, ask_messages])
-async def test_thoughts_are_kept_over_five_turns(ask, dialect):
+async def test_reasoning_is_kept_over_five_turns(ask, dialect):
     """The ciphertext of each turn returns on its message, unchanged, and the model reads all of them."""
     async with world(accounts=accounts("one", dialect=dialect)) as it:
         history: list = []
@@ -57,7 +57,7 @@ async def test_thoughts_are_kept_over_five_turns(ask, dialect):
         assert (sent["thinking_display"], sent["preserve_thinking"]) == ("summarized", True)
 
 
-async def test_a_foreign_ciphertext_is_left_out_once_refused():
+async def test_a_foreign_ciphertext_is_left_out_once_rejected():
     """A ciphertext that the model rejects is left out, and the request is resent."""
     async with world() as it:
         foreign = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}
@@ -84,7 +84,7 @@ async def ask_plain(it, history, question, **fields):
     return history[-1]["content"]
 
 
-async def test_thoughts_are_kept_for_clients_that_drop_them():
+async def test_reasoning_is_kept_for_clients_that_drop_it():
     """A ciphertext that the client dropped is restored on its message."""
     async with world() as it:
         history: list = []
@@ -94,7 +94,7 @@ async def test_thoughts_are_kept_for_clients_that_drop_them():
 
 
 @pytest.mark.parametrize("kept", [{"store": False}, None], ids=["store: false", "switched off"])
-async def test_nothing_is_kept_against_the_will(kept):
+async def test_nothing_is_kept_when_storing_is_off(kept):
     """Nothing is kept for a request with `store: false`, or with a cache of 0 seconds."""
     settings = {} if kept else {"reasoning_cache_seconds": 0.0}
     async with world(**settings) as it:
@@ -103,7 +103,7 @@ async def test_nothing_is_kept_against_the_will(kept):
         assert not any("remember" in text for text in texts)
 
 
-async def test_a_kept_ciphertext_that_is_refused_is_left_out():
+async def test_a_kept_ciphertext_that_is_rejected_is_left_out():
     """After a rejection the request is resent as the client wrote it."""
     async with world() as it:
         history: list = []
@@ -134,7 +134,7 @@ def short_answer(ciphertext):
     return json_reply({"id": "x", "object": "chat.completion", "choices": [choice]})
 
 
-async def test_the_same_answer_to_another_question_has_its_own():
+async def test_the_same_response_to_another_question_has_its_own():
     """Two responses with the same text in one conversation each get their own ciphertext back."""
     async with world() as it:
         it.emulator.script(*map(short_answer, ("one", "two", "three")))
@@ -145,7 +145,7 @@ async def test_the_same_answer_to_another_question_has_its_own():
         assert [message.get("encrypted_content") for message in sent] == [None, "one", None, "two", None]
 
 
-async def test_thoughts_of_streamed_calls_are_kept():
+async def test_reasoning_of_streamed_calls_is_kept():
     """For a client that drops it, the ciphertext is restored on the message of a streamed call."""
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
     async with world() as it:

@@ -159,7 +159,7 @@ CALLED = {
 
 @DIALECTS
 @APIS
-async def test_a_refused_forced_tool_is_learned_once(api, dialect):
+async def test_a_rejected_forced_tool_is_learned_once(api, dialect):
     """A forced tool is sent as requested; a rejection while thinking is remembered."""
     emulator = Emulator(facts=Unverified(forced_tool_while_thinking=False))
     body = body_of(api, "Hi", **FORCED[api], **EFFORTS[api]("high"))
@@ -206,7 +206,7 @@ async def served(dialect):
 
 
 @DIALECTS
-async def test_the_sdk_keeps_thoughts_in_chat(dialect):
+async def test_the_sdk_keeps_reasoning_in_chat(dialect):
     """Over five turns with tools, a client that sends only known fields keeps all reasoning."""
     history: list = []
     async with served(dialect) as (it, client):
@@ -238,7 +238,7 @@ async def test_the_sdk_keeps_thoughts_in_chat(dialect):
 
 @DIALECTS
 @pytest.mark.parametrize("way", ["items", "calls and texts alone", "previous_response_id"])
-async def test_the_sdk_keeps_thoughts_in_responses(dialect, way):
+async def test_the_sdk_keeps_reasoning_in_responses(dialect, way):
     """Reasoning survives five turns with tools: via reasoning items, without them, and via the stored
     response."""
     history: list = []
@@ -280,7 +280,7 @@ async def lookup(city: str) -> str:
 
 
 @pytest.mark.parametrize("api", ["chat", "messages"])
-async def test_thoughts_of_hidden_rounds_are_kept(api):
+async def test_reasoning_of_hidden_rounds_is_kept(api):
     """A response with rounds of server tools is one message, which gets its last ciphertext back."""
     async with world(functions=[lookup]) as it:
         display = {"thinking": {"type": "adaptive", "display": "summarized"}}
@@ -296,7 +296,7 @@ async def test_thoughts_of_hidden_rounds_are_kept(api):
         assert None not in ciphertexts(it)
 
 
-async def test_a_message_has_the_thoughts_of_each_round():
+async def test_a_message_has_the_reasoning_of_each_round():
     """In Messages each round has its own signed thinking block, and the text is the last block."""
     async with world(functions=[lookup]) as it:
         thinking = {"thinking": {"type": "adaptive", "display": "summarized"}}

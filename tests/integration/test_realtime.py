@@ -161,7 +161,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("settings", "arguments", "status", "code"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals(settings, arguments, status, code, autojump_clock):
+async def test_rejections(settings, arguments, status, code, autojump_clock):
     """A session is rejected in HTTP before it is accepted, and nothing is held."""
     async with world(**settings) as it:
         received, error = await reject(it.app, **arguments)
@@ -429,7 +429,7 @@ async def test_a_disconnect_before_the_session_is_accepted():
             await until(it.sound)
 
 
-async def test_a_refusal_over_http2(autojump_clock):
+async def test_a_rejection_over_http2(autojump_clock):
     """A rejection over HTTP/2 is a response with its status, and the connection continues."""
     async with world(api_keys=["secret"]) as it, h2c(it.app) as client:
         for path, status in ((f"/v1/realtime?model={MODEL}", b"401"), ("/v1/models", b"426")):

@@ -132,7 +132,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED.values(), ids=REFUSED)
-async def test_refusals(body, status, code, streamed):
+async def test_rejections(body, status, code, streamed):
     """A failure before the first event is JSON with an error status, even for a stream."""
     async with world() as w:
         received, _, answer = await w.post({**body, "stream": streamed}, PATH)

@@ -16,7 +16,7 @@ TOOL = ToolConfig(name="x", description="d", argv=[sys.executable, "-c", ""])
 
 
 async def test_starts_without_a_sandbox(monkeypatch):
-    """Without a sandbox the server starts and serves; its tools are unavailable and say why."""
+    """Without a sandbox the server starts and serves; its tools are unavailable, with the reason."""
     monkeypatch.setattr("sys.platform", "darwin")
     sandbox = SystemSandbox()
     await sandbox.detect()
@@ -29,7 +29,7 @@ async def test_starts_without_a_sandbox(monkeypatch):
 
 @pytest.mark.parametrize("error", [ValueError("not allowed"), OSError(22, "Invalid argument")], ids=repr)
 def test_a_limit_of_open_files_that_cannot_be_raised(error, monkeypatch, caplog):
-    """A limit that the kernel refuses to raise is a warning with both numbers."""
+    """A limit that the kernel does not raise is a warning with both numbers."""
 
     def refuse(kind, limits):
         raise error

@@ -117,7 +117,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("sent", "status", "kind"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals(sent, status, kind, prepare, autojump_clock):
+async def test_rejections(sent, status, kind, prepare, autojump_clock):
     """A rejection by any part is a fault with the request's id."""
     async with world(endpoints=ROWS, api_keys=["secret"], max_body_bytes=1000) as it:
         prepare(it.app)

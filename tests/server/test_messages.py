@@ -134,7 +134,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("sent", "status", "kind"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals(sent, status, kind, prepare, autojump_clock):
+async def test_rejections(sent, status, kind, prepare, autojump_clock):
     """A rejection by any part has Anthropic's shape and the request's id."""
     async with world(api_keys=["secret"], max_body_bytes=1000) as it:
         prepare(it.app)

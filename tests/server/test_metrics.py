@@ -213,7 +213,7 @@ async def test_an_account_that_is_not_logged_in(tmp_path):
         assert not [name for name in found if "qproxy_token_expiry_timestamp_seconds" in str(name)]
 
 
-async def test_peers_answer_each_other(tmp_path):
+async def test_peers_respond_to_each_other(tmp_path):
     """Each worker gets its peers' responses; a killed or silent peer costs nothing."""
     first, second = Peers(tmp_path / "7"), Peers(tmp_path / "7")
     second._socket_path = tmp_path / "7" / "other"  # two workers of one process

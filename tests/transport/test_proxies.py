@@ -266,7 +266,7 @@ SOCKS_REFUSALS = {
 
 
 @pytest.mark.parametrize(("settings", "url", "pattern"), SOCKS_REFUSALS.values(), ids=SOCKS_REFUSALS.keys())
-async def test_socks_refusals(nursery, settings, url, pattern):
+async def test_socks_rejections(nursery, settings, url, pattern):
     """A rejection names its reason, the proxy and the host, and leaves nothing open."""
     server = SOCKSProxy(opener(nursery, answer, []), **settings)
     transport = UpstreamTransport(
