@@ -449,7 +449,7 @@ def test_learned_rules_are_bounded():
 
 
 async def test_learned_rules_are_shared_and_forgotten(tmp_path):
-    """What one process learns holds for the other and after a restart, until either forgets it."""
+    """A rule that one process learns applies in the other and after a restart, until either forgets it."""
     async with Pair(tmp_path / "b.db", dict) as two:
         one, other = two.ones
         one.learned_rules.add("m", ["system_reminder"], two.now())

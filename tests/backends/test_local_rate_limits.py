@@ -44,8 +44,8 @@ class Process:
         self.store = FileRateLimits(path, clock=self.clock, wall_clock=wall)
         self.limiters = KeyRateLimiters(self.store, clock=self.clock)
 
-    async def granted(self, first_process, tokens=0):
-        limiter = self.limiters.for_key(first_process)
+    async def granted(self, limited, tokens=0):
+        limiter = self.limiters.for_key(limited)
         assert limiter is not None
         try:
             return await limiter.reserve(tokens)
@@ -60,8 +60,8 @@ async def processes(tmp_path):
     wall.now = 1e9
     views = [Process(tmp_path / "meters", wall, at) for at in (0.0, 500.0)]
     yield *views, wall
-    for first_process in views:
-        await first_process.store.aclose()
+    for view in views:
+        await view.store.aclose()
 
 
 async def test_two_processes_share_a_rate_limit(processes):

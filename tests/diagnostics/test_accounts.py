@@ -85,7 +85,7 @@ async def test_a_rejected_key():
 
 
 async def test_a_rejected_key_is_the_only_failure():
-    """What follows from a rejected key is neither tested nor reported with advice of its own."""
+    """Consequences of a rejected key are neither tested nor reported with advice of their own."""
     found = await check_account(Emulator(keys={"sk-other"}))
     assert [finding.name for finding in found if finding.advice] == ["models"]
     assert found[-1].name == "models"

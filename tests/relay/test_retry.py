@@ -393,7 +393,7 @@ async def test_an_outage_of_the_account_that_names_the_model(autojump_clock):
 
 
 async def test_a_model_that_no_account_has(autojump_clock):
-    """Where every account reports that it lacks the model, the client gets that."""
+    """If every account reports that it lacks the model, the client gets that error."""
     async with world(accounts=(NAMED, CATCH_ALL)) as it:
         answer_by_host(it.emulator, named=NO_MODEL, any=NO_MODEL)
         status, _, body = await it.post(HELLO)

@@ -140,7 +140,7 @@ SESSIONS = {
 
 @pytest.mark.parametrize(("user", "session"), SESSIONS.values(), ids=SESSIONS)
 def test_sessions(user, session):
-    """The session is read from `user_id`, which is not passed on; other metadata is no error."""
+    """The session is read from `user_id`, which is not forwarded; other metadata is no error."""
     turn = decode(metadata={"user_id": user})
     assert (turn.session, turn.ignored, "metadata" in turn.params) == (session, ("metadata",), False)
     assert decode(metadata=[user]).session == ""
