@@ -273,6 +273,24 @@ def test_concurrent_migrations(url):
         assert schema.version(connection) == len(schema.MIGRATIONS)
 
 
+async def test_neither_the_database_nor_the_spool(url, tmp_path, caplog):
+    """Rows stay in memory, one line is logged for each, and all are written when one of both is back."""
+    (tmp_path / "file").write_text("")
+    spool = LedgerSpool(tmp_path / "file" / "ledger-spool.sqlite3")
+    gone = PostgresAddress(f"{url}&port=1", timeout=2.0)
+    ledger = PostgresUsageLedger(gone, PRICING, keep_days=90, spool=spool, wall_clock=lambda: NOON)
+    for number in range(3):
+        ledger.record(record(id=f"req_{number}"))
+        with pytest.raises(LedgerError) as raised:
+            await ledger.recent_requests(1)
+        assert str(raised.value).count("PostgreSQL database") == 1
+    assert len([line for line in caplog.records if line.levelname == "ERROR"]) == 2
+    ledger._address, ledger._next_attempt = PostgresAddress(url, timeout=2.0), 0.0
+    await written(ledger, 3)
+    await ledger.aclose()
+    assert ledger.lost == 0
+
+
 async def test_tables_of_a_newer_version_are_not_changed(url, database, ledger, spool):
     """Neither a server nor a command changes them; requests wait in the spool."""
     database.execute("INSERT INTO schema_version (version) VALUES (1000)")

@@ -54,7 +54,7 @@ class PostgresAddress:
         try:
             return psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
-            raise LedgerError(f"{self}: {self.reason(error)}.") from None
+            raise LedgerError(self.reason(error)) from None
 
     def reason(self, error: Exception) -> str:
         """Return the first line of an error, without the password."""

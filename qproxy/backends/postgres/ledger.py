@@ -73,6 +73,7 @@ class PostgresUsageLedger(LedgerThread[Connection]):
         self._spool = spool
         self._is_spooled = True
         """Whether the spool may have rows: of an earlier process, at the start."""
+        self._is_spool_healthy = True
         self._pause, self._next_attempt = FIRST_PAUSE, 0.0
         self._next_prune = 0.0
 
@@ -167,7 +168,6 @@ class PostgresUsageLedger(LedgerThread[Connection]):
         except (psycopg.Error, LedgerError) as error:
             self._fail(error)
             raise LedgerError(self._address.reason(error)) from None
-        self._pause = FIRST_PAUSE
         return connection
 
     def _disconnect(self) -> None:
@@ -197,8 +197,11 @@ class PostgresUsageLedger(LedgerThread[Connection]):
         try:
             kept = self._spool.add(self._rows)
         except LedgerError as error:  # the rows stay here, as many as MAX_WAITING
-            log.error("usage ledger: the spool cannot be written: %s", error)
+            if self._is_spool_healthy:
+                log.error("usage ledger: the spool cannot be written: %s", error)
+            self._is_spool_healthy = False
             return
+        self._is_spool_healthy = True
         self.lost += len(self._rows) - kept
         self._rows, self._is_spooled = [], True
 
@@ -217,7 +220,7 @@ class PostgresUsageLedger(LedgerThread[Connection]):
             self._is_spooled = False
         if not self._healthy and not self._is_spooled:
             log.warning("usage ledger recovered; %d rows lost", self.lost)
-            self._healthy = True
+            self._healthy, self._pause = True, FIRST_PAUSE
 
     def _count(self, total: int, written: int) -> None:
         self.written += written

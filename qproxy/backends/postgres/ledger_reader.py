@@ -18,7 +18,10 @@ QUERY_SECONDS = 60.0
 
 def describe(address: PostgresAddress) -> str:
     """Connect, and return what is there. Raises LedgerError if a server could not use it."""
-    connection = address.connect()
+    try:
+        connection = address.connect()
+    except LedgerError as error:
+        raise LedgerError(f"{address}: {error}.") from None
     try:
         number, allowed = connection.info.server_version, _may_create(connection)
         known = schema.version(connection)
@@ -46,7 +49,10 @@ class PostgresLedgerReader(LedgerQueries[Connection]):
     def __init__(self, address: PostgresAddress) -> None:
         """Raises LedgerError if there is no ledger."""
         self._address = address
-        self._connection = address.connect()
+        try:
+            self._connection = address.connect()
+        except LedgerError as error:
+            raise LedgerError(f"{address}: {error}.") from None
         try:
             schema.check_version(self._connection)
         except (psycopg.Error, LedgerError) as error:
