@@ -286,7 +286,7 @@ async def test_neither_the_database_nor_the_spool(url, tmp_path, caplog):
         assert str(raised.value).count("PostgreSQL database") == 1
     assert len([line for line in caplog.records if line.levelname == "ERROR"]) == 2
     ledger._address, ledger._next_attempt = PostgresAddress(url, timeout=2.0), 0.0
-    await written(ledger, 3)
+    await wait_for_requests(ledger, 3)
     await ledger.aclose()
     assert ledger.lost == 0
 
