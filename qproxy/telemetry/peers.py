@@ -84,11 +84,13 @@ class Peers:
         answers: list[bytes] = []
         if self._directory is None:
             return answers
-        with suppress(OSError), trio.move_on_after(PEER_TIMEOUT):
+        paths: list[Path] = []
+        with suppress(OSError):  # not writable at the start, or deleted since
+            paths = [path for path in self._directory.iterdir() if path != self._socket_path]
+        with trio.move_on_after(PEER_TIMEOUT):
             async with trio.open_nursery() as nursery:
-                for path in self._directory.iterdir():
-                    if path != self._socket_path:
-                        nursery.start_soon(self._query, path, question, answers)
+                for path in paths:
+                    nursery.start_soon(self._query, path, question, answers)
         return answers
 
     async def _query(self, path: Path, question: str, answers: list[bytes]) -> None:
