@@ -76,18 +76,22 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._notes: tuple[str, ...] = ()
         """What was amended, for the client."""
         self._rules = RuleLearning(policy)
-        self._stream: UpstreamEventStream | None = None
-        """The response, once it has started."""
+        self._used: ResponseTokens | None = None
+        """The tokens of the response that has started, or of the request that was cancelled before it did."""
 
     def __repr__(self) -> str:
-        return f"<ChatAttempt at {self._model}{'' if self._stream is None else ', started'}>"
+        return f"<ChatAttempt at {self._model}{'' if self._used is None else ', started'}>"
 
     async def start(
         self, account: Account, credential: Credential, stack: AsyncExitStack
     ) -> UpstreamEventStream:
         """Send the turn, and return its response once the first event is there."""
+        tokens = ResponseTokens(self._estimate)
         try:
-            return await self._start(account, credential, stack)
+            stream = await self._start(account, credential, stack, tokens)
+        except trio.Cancelled:  # the upstream has the prompt, and may have generated most of its response
+            self._note_tokens(tokens)
+            raise
         except UpstreamError as error:
             if error.code == error_mapping.CONTEXT_EXCEEDED:
                 spec = self._policy.catalog.get(self._model)
@@ -96,12 +100,18 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
                     prompt=self._estimate_prompt().prompt,
                 )
             raise
+        self._note_tokens(tokens)
+        return stream
+
+    def _note_tokens(self, tokens: ResponseTokens) -> None:
+        self._used = tokens
+        self._record.responses.append(tokens)
 
     def _estimate_prompt(self) -> TokenEstimate:
         return self._token_ratios.estimate(self._model, prompt_size(self._turn))
 
     async def _start(
-        self, account: Account, credential: Credential, stack: AsyncExitStack
+        self, account: Account, credential: Credential, stack: AsyncExitStack, tokens: ResponseTokens
     ) -> UpstreamEventStream:
         target = account.target(credential, self._model, self._record.trace_headers)
         dialect = DIALECTS[account.dialect]
@@ -131,12 +141,10 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         recorder = None if keeper is None else keeper.recorder(self._turn)
         if recorder is not None:
             normalizer = Pipeline(normalizer, recorder)
-        stream = await self._decode(response, dialect, target, normalizer, streamed=turn.stream)
+        stream = await self._decode(response, dialect, target, normalizer, tokens, streamed=turn.stream)
         if recorder is not None:
             stream.on_finished = recorder.save
         await stream.wait_started()
-        self._stream = stream
-        self._record.responses.append(stream.tokens)
         self._rules.record_accepted(account, self._model)
         # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
         del self._turn
@@ -160,10 +168,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         return True
 
     def tokens_used(self) -> int:
-        """Return the tokens of the response so far, none before it has started."""
-        if self._stream is None:
-            return 0
-        return self._stream.tokens.prompt + self._stream.tokens.completion
+        """Return the tokens of the response so far, none if the upstream rejected the request."""
+        return 0 if self._used is None else self._used.prompt + self._used.completion
 
     def _keeper(self, account: Account, target: UpstreamTarget) -> ReasoningKeeper | None:
         """Return the keeper of the model's ciphertext, None for a model without one."""
@@ -198,11 +204,11 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         dialect: Dialect,
         target: UpstreamTarget,
         normalizer: Pipeline,
+        tokens: ResponseTokens,
         *,
         streamed: bool,
     ) -> UpstreamEventStream:
         """Return the events of a response, decoded by its content type rather than by the request."""
-        tokens = ResponseTokens(self._estimate)
         content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
         if content_type in STREAM_TYPES or (not content_type and streamed):
             decoder = Pipeline(sse.Decoder(), dialect.decoder(target))

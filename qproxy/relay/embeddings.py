@@ -81,6 +81,10 @@ class _EmbeddingJob:
         try:
             async with AsyncExitStack() as stack:
                 found = await loop.run(attempt, stack)
+        except trio.Cancelled:
+            if record.account is not None:  # an upstream has the texts
+                self._record.responses.append(ResponseTokens(estimate))
+            raise
         finally:
             merge_records(self._record, record)
             self._record.upstream_seconds = trio.current_time() - self._started_at

@@ -216,7 +216,7 @@ USED = {
         False,
         range(1250, 1290),
     ),
-    "a client that leaves before the answer": (ScriptedReply((PauseStep(1000),)), True, 0),
+    "a client that leaves before the answer": (ScriptedReply((PauseStep(1000),)), True, range(1, 20)),
     "a client that leaves in mid-answer": (ScriptedReply((BEGUN, PauseStep(1000))), True, range(2, 20)),
 }
 

@@ -62,6 +62,20 @@ async def test_a_request_is_counted():
         assert value(found, "qproxy_tokens_total", model=MODEL, kind="prompt") > 0
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+async def test_a_client_that_leaves_early_is_charged_for_its_prompt(path, autojump_clock):
+    """The upstream has the prompt before its response starts, so leaving then does not evade a budget."""
+    text, model = "word " * 400, MODEL if "chat" in path else "text-embedding-v4"
+    body = {"model": model, "input": text, "messages": [{"role": "user", "content": text}]}
+    async with world(admin_key="the-admins") as it:
+        it.emulator.script(ScriptedReply((PauseStep(1000),)))
+        with trio.move_on_after(1):
+            await it.post(body, path)
+        found = await numbers(it)
+    tokens = [value for name, value in found.items() if name[0] == "qproxy_tokens_total"]
+    assert 450 < sum(tokens) < 550
+
+
 async def test_metrics_for_operators(tmp_path):
     """Metrics have versions, the process, an account's last success and remaining budgets, not the
     dashboard."""
