@@ -250,7 +250,7 @@ async def test_no_path_for_a_socket(tmp_path, caplog):
     peers = Peers(tmp_path / ("x" * 120))
     await peers.listen({})
     assert "covers this worker only" in caplog.text
-    assert await siblings.query("metrics") == []  # nor is there a directory
+    assert await peers.query("metrics") == []  # nor is there a directory
 
 
 SECRETS = ("sk-the-clients-key", "opaque-account-key", "admin-opaque-key")
