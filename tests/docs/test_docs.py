@@ -4,7 +4,7 @@ import ast
 import re
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -12,6 +12,7 @@ import qproxy
 from qproxy import cli
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import demo
 from tests.helpers import accounts
 
