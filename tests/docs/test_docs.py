@@ -57,6 +57,13 @@ def test_the_demo_prints_the_bytes_of_the_responses():
     assert [line for line in lines[True] if line.startswith("  data: [DONE]")]
 
 
+def test_the_kinds_of_accounts_are_in_their_page():
+    """The table of docs/accounts.md names the values of `kind`."""
+    table = (ROOT / "docs" / "accounts.md").read_text().partition("| kind |")[2].partition("\n\n")[0]
+    kinds = get_args(get_type_hints(AccountConfig)["kind"])
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(kinds)
+
+
 def test_every_command_is_in_the_readme():
     """The README has each command with its help text."""
     documented = {cells[0].strip("`").removeprefix("qproxy "): cells[1] for cells in rows(README, "Commands")}
