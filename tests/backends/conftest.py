@@ -1,8 +1,11 @@
-"""The database server of the tests, started by the first test that uses it."""
+"""The servers of the tests, each started when the first test asks for it."""
+
+from collections.abc import Iterator
 
 import pytest
 
 from tests.backends.postgres_server import PostgresServer
+from tests.backends.redis.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +13,17 @@ def postgres():
     """Return a PostgreSQL server for all tests of this process; each creates a schema of its own."""
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_session() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def valkey(valkey_session: Server) -> Server:
+    """An empty Valkey server."""
+    valkey_session.execute("FLUSHALL")
+    return valkey_session

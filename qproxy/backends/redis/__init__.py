@@ -1,0 +1,15 @@
+"""Members for the processes of several machines, in a Valkey or Redis server (extra `redis`).
+
+    address        the server's URL
+    connection     one connection: pipelined commands, replies in order
+    client         the connection of a process, renewed when it breaks
+    script         Lua scripts, the files beside it
+    exchange       one numbered exchange with `limits.lua`
+    subject        the limits of one subject: credit in advance, rejections that hold, one exchange in flight
+    subjects       all of one kind, and the policy while the server is away (`share`)
+    rate_limits    RateLimitStore
+    usage_limiter  UsageLimiter
+    shared_state   all members of a process, and the report for `qproxy check`
+
+Only here is hiredis known.
+"""
