@@ -64,12 +64,13 @@ class KeyUsage:
         for unit, limit in budget.limits.items():
             total = usage.used.get(unit, 0) + self.used.get(unit, 0) + self.reserved.get(unit, 0)
             if total >= limit and not (running and unit == REQUESTS):
-                raise _exhausted_error(self.name, limit, unit, WINDOWS[budget.window], usage.resets_at, now)
+                raise exhausted_error(self.name, limit, unit, WINDOWS[budget.window], usage.resets_at, now)
 
 
-def _exhausted_error(
+def exhausted_error(
     name: str, limit: float, unit: str, window: UsageWindow, resets_at: float, now: float
 ) -> RequestError:
+    """Return the error of a request whose key has exhausted a budget."""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(resets_at))
     resets = f"The first of it is available again at {when}." if window.rolling else f"It resets at {when}."
     return RequestError(

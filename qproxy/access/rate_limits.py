@@ -34,6 +34,8 @@ from qproxy.wire.token_estimate import text_bytes
 from qproxy.wire.token_ratios import PromptSize
 
 NOTHING: Amounts = {}
+MIN_WAIT = 0.1
+"""Seconds to retry after a rejection whose reason has passed."""
 
 
 class RateLimitStore(Protocol):
@@ -107,18 +109,7 @@ class KeyRateLimiter:
         now = self._clock()
         for unit, available in grant.available.items():
             self._levels[unit].set_level(available, now)
-        if grant.granted:
-            return
-        for unit, limit in self.limits.items():
-            wait = refill_seconds(limit, grant.available[unit], amounts.get(unit, 0))
-            if wait:
-                raise RequestError(
-                    f"API key {self._name!r} is limited to {limit} {unit} per minute. Retry in {wait:.1f} s.",
-                    status=429,
-                    type="rate_limit_error",
-                    code="rate_limit_exceeded",
-                    retry_after=wait,
-                )
+        raise_if_limited(self._name, self.limits, grant, amounts)
 
     def status(self) -> list[RateLimitStatus]:
         """Return what is left of each limit, as of this process's last use of the key."""
@@ -129,6 +120,26 @@ class KeyRateLimiter:
             )
             for unit, bucket in self._levels.items()
         ]
+
+
+def raise_if_limited(name: str, limits: Amounts, grant: RateLimitGrant, amounts: Amounts) -> None:
+    """Raise a RequestError with status 429 if a key's amounts were not granted."""
+    if grant.granted:
+        return
+    waits = {
+        unit: refill_seconds(limit, grant.available[unit], amounts.get(unit, 0))
+        for unit, limit in limits.items()
+    }
+    # A store elsewhere may reject what has been refilled since: it is a rejection all the same.
+    unit = next((unit for unit, wait in waits.items() if wait), next(iter(waits)))
+    wait = waits[unit] or MIN_WAIT
+    raise RequestError(
+        f"API key {name!r} is limited to {limits[unit]} {unit} per minute. Retry in {wait:.1f} s.",
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry_after=wait,
+    )
 
 
 class KeyRateLimiters:

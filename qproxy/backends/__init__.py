@@ -6,10 +6,11 @@
     ledger_thread, ledger_queries   what ledgers of all kinds of databases have in common
     local      members for the processes of one machine: files, SQLite, memory
     postgres   members for several machines: the ledger
+    redis      members for several machines: limits of API keys and on wrong keys
 
     Protocol                              local member             what its callers share
     access.api_keys.ApiKeyStore           FileApiKeys              API keys (`StaticApiKeys` without a file)
-    access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits and budgets of keys
+    access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits, budgets (`RedisUsageLimiter`)
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
     access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets
     accounts.shared_state.AccountStateStore  SqliteAccountState    accounts' cooldowns, quotas, rate limits

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ from qproxy.telemetry.audit import AuditLog
 
 if TYPE_CHECKING:
     from qproxy.backends.postgres.connection import PostgresAddress
+    from qproxy.backends.redis.client import RedisClient
+    from qproxy.backends.redis.shared_state import ServerReport, SharedState
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
 """Bytes of responses that are stored in memory, without a `responses_file`."""
@@ -90,11 +93,27 @@ class Backends:
     ledger: UsageLedger | None
     """None if usage is not recorded."""
     audit: AuditLog
+    background: tuple[Callable[[], Awaitable[None]], ...] = ()
+    """Tasks that run while the server does."""
 
 
 def open_backends(config: Config, pricing: Pricing) -> Backends:
     """Return the members that the settings name. Raises ConfigError."""
     ledger = open_ledger(config, pricing)
+    local = _open_local(config, ledger)
+    shared = open_shared_state(config, ledger)
+    if shared is None:
+        return local
+    return replace(
+        local,
+        usage_limiter=shared.usage_limiter,
+        wrong_secrets=shared.wrong_secrets,
+        background=(shared.run,),
+    )
+
+
+def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
+    """Return members of this machine, around a ledger."""
     return Backends(
         api_keys=open_api_keys(config),
         usage_limiter=LocalUsageLimiter(_rate_limits(config.rate_limits_file, math.inf), ledger),
@@ -108,6 +127,58 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         reasoning=open_reasoning(config),
         ledger=ledger,
         audit=open_audit(config),
+    )
+
+
+def open_shared_state(config: Config, ledger: UsageLedger | None) -> SharedState | None:
+    """Return the members on the server of `shared_state`, None without one. Raises ConfigError."""
+    if config.shared_state is None:
+        return None
+    client = _redis_client(config)
+    from qproxy.backends.redis.shared_state import SharedState
+
+    return SharedState(client, config.shared_state_policy, ledger)
+
+
+class SharedStateFailure(Exception):
+    """The server of `shared_state` cannot be used; the message has the reason."""
+
+
+async def probe_shared_state(config: Config) -> ServerReport:
+    """Return what the server of `shared_state` reports. Raises SharedStateFailure."""
+    client = _redis_client(config)
+    from qproxy.backends.redis.errors import RedisError
+    from qproxy.backends.redis.shared_state import probe
+
+    try:
+        return await probe(client, 2 * config.shared_state_connect_timeout)
+    except RedisError as error:
+        raise SharedStateFailure(f"{client.address}: {error}") from None
+
+
+def _redis_client(config: Config) -> RedisClient:
+    """Return a client of the server of `shared_state`, not connected. Raises ConfigError."""
+    try:
+        from qproxy.backends.redis.address import InvalidAddress, parse_address
+        from qproxy.backends.redis.client import RedisClient
+        from qproxy.backends.redis.shared_state import LIMITS
+    except ImportError:
+        message = "shared_state: Valkey and Redis need the extra: pip install 'qproxy[redis]'"
+        raise ConfigError(message) from None
+    try:
+        address = parse_address(config.shared_state or "")
+    except InvalidAddress as error:
+        raise ConfigError(f"shared_state: {error}.") from None
+    password = read_secret("shared_state_password_file", config.shared_state_password_file)
+    if password is not None:
+        address = replace(address, password=password)
+    return RedisClient(
+        address,
+        prefix=config.shared_state_prefix,
+        timeout=config.shared_state_timeout,
+        connect_timeout=config.shared_state_connect_timeout,
+        scripts=[LIMITS],
+        context=ssl.create_default_context(cafile=config.ca_bundle) if address.tls else None,
     )
 
 

@@ -84,6 +84,7 @@ def build_state(
     background: list[BackgroundTask] = [
         partial(end_stale_sessions, grants, config.admin_key),
         prober.run,
+        *backends.background,
     ]
     if ledger is not None:
         background.append(ledger.run)

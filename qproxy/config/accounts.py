@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -280,3 +280,13 @@ def key_warnings(account: AccountConfig) -> list[str]:
         warnings.append(f"{where}: the key is sent to {host} unencrypted.")
     terms = PRESETS[account.preset].terms if account.preset else ""
     return [*warnings, f"{where}: {terms}"] if terms else warnings
+
+
+def resolve_accounts(accounts: Sequence[AccountConfig]) -> tuple[AccountConfig, ...]:
+    """Return the accounts as their upstreams see them. Raises ConfigError if there are none."""
+    if not accounts:
+        raise ConfigError(
+            "No account is configured. Set DASHSCOPE_API_KEY, pass --upstream URL for your own Qwen server, "
+            "or add an [[accounts]] table to qproxy.toml. To try qproxy without an account: qproxy demo"
+        )
+    return tuple(resolve_account(account) for account in accounts)

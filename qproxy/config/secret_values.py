@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from qproxy.config.ledger import is_database_url
-
 
 def secret_values(record: Any) -> Iterator[str]:
     """Yield the secrets of a record of settings, and of the records in it."""
@@ -26,8 +24,8 @@ def secret_values(record: Any) -> Iterator[str]:
 
 
 def url_secrets(url: str) -> Iterator[str]:
-    """Yield the secrets of a database's URL: itself and its password. A path has none."""
-    if not is_database_url(url):
+    """Yield the secrets of a setting that may be a URL: itself and its password. A path has none."""
+    if "://" not in url:
         return
     yield url
     parts = urlsplit(url)

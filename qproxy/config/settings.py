@@ -11,14 +11,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from qproxy.config import checks
-from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
+from qproxy.config.accounts import (
+    AccountConfig,
+    ConfigError,
+    key_warnings,
+    resolve_accounts,
+)
 from qproxy.config.ledger import check_ledger
 from qproxy.config.prices import PriceConfig
 from qproxy.config.secret_values import secret_values
-from qproxy.config.setting import setting
+from qproxy.config.setting import record_type, setting
 from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.system.exposure import exposed_without_keys_message, is_loopback
 from qproxy.wire.models import ModelRow
@@ -298,6 +303,19 @@ class Config:
     ledger_retention_days: int = setting(
         90, "days to keep requests in the usage ledger; 0 keeps them forever"
     )
+    shared_state: str | None = setting(
+        None,
+        "URL of a Valkey or Redis server (redis://, rediss://, unix://) that holds the limits and budgets of "
+        "API keys for several machines; requires the extra `redis`",
+        secret="url",
+    )
+    shared_state_password_file: str | None = setting(None, "file with the password for shared_state")
+    shared_state_prefix: str = setting("q", "prefix of the keys that this installation has in shared_state")
+    shared_state_policy: Literal["share", "closed", "open"] = setting(
+        "share", "while shared_state cannot be used: a share of the limits, 503 (closed), no limits (open)"
+    )
+    shared_state_timeout: float = setting(0.25, "maximum seconds that a request waits for shared_state")
+    shared_state_connect_timeout: float = setting(1.0, "maximum seconds without a reply of shared_state")
     tracing: bool = setting(
         False, "export OpenTelemetry traces as the OTEL_* variables say; requires the extra `otel`"
     )
@@ -327,13 +345,7 @@ class Config:
                 "upstream", "openai_compatible", base_url=self.upstream, key=self.upstream_key
             )
             accounts = (extra, *accounts)
-        if not accounts:
-            raise ConfigError(
-                "No account is configured. Set DASHSCOPE_API_KEY, pass --upstream URL for your own Qwen "
-                "server, or add an [[accounts]] table to qproxy.toml. To try qproxy without an account: "
-                "qproxy demo"
-            )
-        return tuple(resolve_account(account) for account in accounts)
+        return resolve_accounts(accounts)
 
     def check(self, has_keys: Callable[[Config], bool]) -> None:
         """Raise ConfigError if the settings conflict; `has_keys` reads whether there are API keys."""
@@ -380,13 +392,7 @@ TYPES: dict[str, Any] = get_type_hints(Config)
 """The type of each field."""
 
 
-def _record(kind: Any) -> Any:
-    """Return the record type of an array of tables, or None for any other type."""
-    arguments = get_args(kind)
-    return arguments[0] if get_origin(kind) is tuple and dataclasses.is_dataclass(arguments[0]) else None
-
-
-TABLES: dict[str, Any] = {name: _record(kind) for name, kind in TYPES.items() if _record(kind) is not None}
+TABLES: dict[str, Any] = {name: record for name, kind in TYPES.items() if (record := record_type(kind))}
 """The arrays of tables, with the record type of each."""
 TABLE_FIELDS = {"models" if name == "model_rows" else name: name for name in TABLES}
 """Fields of the arrays of tables, by their names in the file; `models` may also be a list of strings."""

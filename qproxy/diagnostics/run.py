@@ -27,6 +27,7 @@ from qproxy.diagnostics.accounts import AccountCheck, account_check
 from qproxy.diagnostics.conformance import ConformanceCheck
 from qproxy.diagnostics.databases import check_databases
 from qproxy.diagnostics.report import CONFIGURATION, Finding
+from qproxy.diagnostics.shared_state import check_shared_state
 from qproxy.sandbox import SystemSandbox
 
 AREA_SECONDS = 120.0
@@ -43,6 +44,7 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         short_timeouts(config),
         account_state_file=None,
         rate_limits_file=None,
+        shared_state=None,
         ledger=NO_LEDGER,
         store_responses=False,
         tracing=False,
@@ -69,6 +71,7 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
         found += [] if offline else await check_databases(config)
+        found += await check_shared_state(config, offline=offline)
         states = await _load_states(config)
         for account in state.relay.accounts.accounts:
             if account.identity in states:

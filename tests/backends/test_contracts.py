@@ -47,6 +47,7 @@ from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import AuthenticationError, InvalidKeyError, RequestError
 from tests.auth.helpers import in_place, signed
 from tests.backends import fakes
+from tests.backends.redis import members as engine
 from tests.telemetry.factories import record
 
 START = 1_764_500_000.0
@@ -129,8 +130,14 @@ async def test_a_key_expires_by_the_wall_clock(key_stores, clock):
 # Rate limits
 
 
-@pytest.fixture(params=["fake", "memory", "file"])
-async def rate_limits(request, tmp_path, clock) -> tuple[RateLimitStore, RateLimitStore]:
+@pytest.fixture(params=["fake", "memory", "file", "redis"])
+async def rate_limits(request, tmp_path, clock, nursery) -> tuple[RateLimitStore, RateLimitStore]:
+    if request.param == "redis":
+        server = request.getfixturevalue("valkey")
+        stores: list[Any] = []
+        for _ in range(2):
+            await engine.open_rate_limits(server, nursery, clock, stores)
+        return stores[0], stores[1]
     if request.param == "file":
         path = tmp_path / "rates"
         return (
@@ -188,8 +195,11 @@ async def test_an_amount_above_the_limit_waits_for_a_full_bucket(rate_limits, cl
 # Rate limits and budgets of keys
 
 
-@pytest.fixture
-def usage_limiter(member) -> UsageLimiter:
+@pytest.fixture(params=["fake", "local", "redis"])
+async def usage_limiter(request, autojump_clock, nursery) -> UsageLimiter:
+    member = request.param
+    if member == "redis":
+        return await engine.open_usage_limiter(request.getfixturevalue("valkey"), nursery)
     if member == "fake":
         return fakes.FakeUsageLimiter()
     return LocalUsageLimiter(MemoryRateLimits(), fakes.FakeLedger())

@@ -1,0 +1,97 @@
+"""All that one process keeps on one server: its client, its members, and the task that serves them.
+
+The log states at start what is shared and what is not.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from qproxy.backends.redis.client import RedisClient, parse_info
+from qproxy.backends.redis.errors import RedisError, RedisUnavailable
+from qproxy.backends.redis.rate_limits import RedisRateLimits
+from qproxy.backends.redis.script import load_script
+from qproxy.backends.redis.subjects import Policy, Subjects
+from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
+from qproxy.ledger import UsageLedger
+
+SHARED = "rate limits and budgets of API keys, limits on wrong keys"
+LOCAL = (
+    "API keys, dashboard sessions, accounts' cooldowns and rate limits, tokens of logged-in accounts, "
+    "logins in progress, stored responses, tool rounds, reasoning, audit log"
+)
+"""What each machine, or process, still has of its own."""
+LIMITS = load_script("limits")
+log = logging.getLogger("qproxy.backends")
+
+
+class SharedState:
+    """The members of one process on a server."""
+
+    def __init__(self, client: RedisClient, policy: Policy, ledger: UsageLedger | None) -> None:
+        """`client` has the script `LIMITS`."""
+        self._client = client
+        keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
+        self._subjects = (keys, addresses)
+        self.usage_limiter = RedisUsageLimiter(keys, ledger)
+        self.wrong_secrets = RedisRateLimits(addresses)
+
+    def __repr__(self) -> str:
+        return f"<SharedState {self._client!r}>"
+
+    async def run(self) -> None:
+        """Serve the members until cancelled, and then send what the server does not know yet."""
+        log.info("shared state: in %s: %s; local: %s", self._client.address, SHARED, LOCAL)
+        work = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, work)
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    for subjects in self._subjects:
+                        await subjects.aclose()
+                work.cancel()
+
+    async def _serve(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._client.run)
+                for subjects in self._subjects:
+                    nursery.start_soon(subjects.run)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """The report of a server for `qproxy check`."""
+
+    version: str
+    role: str
+    eviction: str
+    persistent: bool
+    processes: int
+    """Live processes of qproxy, without this one."""
+
+
+async def probe(client: RedisClient, seconds: float) -> ServerReport:
+    """Return what the server reports. Raises a RedisError."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        try:
+            with trio.move_on_after(seconds):
+                await client.wait_connected()
+                info = parse_info(await client.request("INFO"))
+                count = await client.request("ZCARD", f"{client.prefix}:processes")
+                return ServerReport(
+                    version=client.server.version if client.server else "",
+                    role=info.get("role", ""),
+                    eviction=info.get("maxmemory_policy", ""),
+                    persistent=info.get("aof_enabled") == "1",
+                    processes=max(0, count - 1),
+                )
+        finally:
+            nursery.cancel_scope.cancel()
+    raise RedisUnavailable(client.failure) if client.failure else RedisError("no reply")

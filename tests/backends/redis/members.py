@@ -1,0 +1,77 @@
+"""Members on a real server whose time is a test's: with an autojump clock, or one that a test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.rate_limits import RedisRateLimits
+from qproxy.backends.redis.script import load_script
+from qproxy.backends.redis.subjects import Policy, Subjects
+from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
+from qproxy.limits.token_bucket import Amounts, RateLimitGrant
+from tests.backends.fakes import FakeLedger
+from tests.backends.redis.link import Link
+from tests.backends.redis.server import Server, with_clock
+
+
+async def open_subjects(
+    server: Server,
+    nursery: trio.Nursery,
+    clock: Callable[[], float] = trio.current_time,
+    *,
+    kind: str = "k",
+    policy: Policy = "share",
+    link: Link | None = None,
+) -> Subjects:
+    """Return the subjects of one process, connected."""
+    script = with_clock(load_script("limits"))
+
+    link = link or Link(server, clock)
+    client = RedisClient(
+        server.address,
+        prefix="q",
+        timeout=0.25,
+        connect_timeout=1.0,
+        scripts=[script],
+        open_stream=link.open,
+    )
+    subjects = Subjects(client, script, kind, policy, clock=clock)
+    nursery.start_soon(client.run)
+    nursery.start_soon(subjects.run)
+    await client.wait_connected()
+    return subjects
+
+
+class SettledRateLimits(RedisRateLimits):
+    """A store whose settled amounts are on the server before anything is reserved anywhere."""
+
+    open: list[SettledRateLimits]
+
+    async def reserve(self, subject: bytes, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
+        for store in self.open:
+            while not all(each.is_settled for each in store.subjects()):
+                for each in store.subjects():
+                    each.flush()
+                await trio.lowlevel.checkpoint()
+        return await super().reserve(subject, limits, amounts)
+
+    def subjects(self):
+        return [*self._subjects._by_name.values()]
+
+
+async def open_rate_limits(
+    server: Server, nursery: trio.Nursery, clock: Callable[[], float], stores: list[SettledRateLimits]
+) -> SettledRateLimits:
+    """Return a store, which settles with the others."""
+    store = SettledRateLimits(await open_subjects(server, nursery, clock))
+    stores.append(store)
+    store.open = stores
+    return store
+
+
+async def open_usage_limiter(server: Server, nursery: trio.Nursery) -> RedisUsageLimiter:
+    """Return a limiter with an empty ledger."""
+    return RedisUsageLimiter(await open_subjects(server, nursery), FakeLedger())

@@ -1,0 +1,86 @@
+"""A server's limits on a real engine over real sockets: settings, start, end, and the check of them."""
+
+import logging
+
+import pytest
+import trio
+
+from qproxy.backends.factory import open_backends
+from qproxy.bootstrap.models import package_catalog
+from qproxy.bootstrap.telemetry import build_pricing
+from qproxy.config import Config
+from qproxy.config.accounts import ConfigError
+from qproxy.diagnostics.shared_state import check_shared_state
+from tests.backends.redis.test_limits import REQUEST, key
+from tests.helpers import accounts
+
+
+def config_of(server, **fields):
+    return Config(
+        accounts=accounts("one"),
+        shared_state=f"unix://{server.path}",
+        shared_state_timeout=5.0,
+        shared_state_connect_timeout=5.0,
+        ledger="none",
+        **fields,
+    )
+
+
+def backends_of(config):
+    return open_backends(config, build_pricing(config, package_catalog()))
+
+
+async def test_what_a_process_has_not_sent_is_sent_at_its_end(valkey, caplog):
+    """The settings name the server; the log states what is shared and what is not."""
+    caplog.set_level(logging.INFO)
+    backends = backends_of(config_of(valkey))
+    async with trio.open_nursery() as nursery:
+        for task in backends.background:
+            nursery.start_soon(task)
+        limited = key(tpm=1000)
+        reservation = await backends.usage_limiter.reserve(limited, REQUEST)
+        reservation.settle({"tokens": 400}, attempted=True, answered=True)
+        nursery.cancel_scope.cancel()
+    (name,) = valkey.execute("KEYS", "q1:{k:*")
+    assert float(valkey.execute("HGET", name, "l:tokens")) == pytest.approx(600, abs=50)
+    text = " ".join(record.getMessage() for record in caplog.records)
+    assert "rate limits and budgets of API keys" in text
+    assert "local: API keys" in text
+
+
+async def test_without_the_setting_nothing_changes():
+    """No task runs, and no client exists."""
+    config = Config(accounts=accounts("one"), ledger="none")
+    assert backends_of(config).background == ()
+    assert await check_shared_state(config, offline=False) == []
+
+
+@pytest.mark.parametrize("url", ["http://me:topsecret@h", "redis+sentinel://me:topsecret@h/m", "redis://"])
+def test_a_wrong_url_is_an_error_of_the_settings(url):
+    """It names the setting, and does not repeat the URL."""
+    config = Config(accounts=accounts("one"), shared_state=url, ledger="none")
+    with pytest.raises(ConfigError, match=r"^shared_state: ") as error:
+        backends_of(config)
+    assert "topsecret" not in f"{error.value} {config!r}"
+    if "topsecret" in url:
+        assert "topsecret" in config.secrets()
+
+
+async def test_the_check_reports_the_server(valkey):
+    """Version, role, eviction and persistence; a server without an append-only file is a warning."""
+    found = await check_shared_state(config_of(valkey), offline=False)
+    assert [(item.name, item.state) for item in found] == [
+        ("server", "ok"),
+        ("eviction", "ok"),
+        ("persistence", "warning"),
+    ]
+    assert "master" in found[0].message
+    assert [item.state for item in await check_shared_state(config_of(valkey), offline=True)] == ["skipped"]
+
+
+async def test_the_check_of_a_server_that_is_not_there(tmp_path):
+    """It fails with the reason."""
+    config = Config(accounts=accounts("one"), shared_state=f"unix://{tmp_path}/none", ledger="none")
+    (found,) = await check_shared_state(config, offline=False)
+    assert found.state == "failed"
+    assert "No such file" in found.message
