@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qproxy import config as configuration
+from qproxy.bootstrap.models import package_catalog
 from qproxy.cli.help import DONE, HelpPage
 from qproxy.cli.output import print_note, print_result
 from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
@@ -43,8 +44,8 @@ TEMPLATE = """\
 host = {host}  # "0.0.0.0" serves other machines, which need an API key: qproxy keys create
 port = 8787
 
-# default_model = "qwen3.7-plus"  # for requests that name none
-# aliases = {{ "gpt-*" = "qwen3.7-plus" }}  # model names of clients
+# default_model = "{model}"  # for requests that name none
+# aliases = {{ "gpt-*" = "{model}" }}  # model names of clients
 # admin_key = "..."  # for the dashboard from other machines; at least 15 characters
 """
 KEY_TABLE = """
@@ -88,7 +89,8 @@ class Answers:
 
     def text(self) -> str:
         """Return the configuration file."""
-        text = TEMPLATE.format(host=json.dumps("0.0.0.0" if self.public else "127.0.0.1"))
+        host = json.dumps("0.0.0.0" if self.public else "127.0.0.1")
+        text = TEMPLATE.format(host=host, model=package_catalog().defaults["chat"])
         for account in self.accounts():
             if account.name == "dashscope":
                 text += KEY_TABLE.format(preset=json.dumps(self.preset), key=json.dumps(account.key))

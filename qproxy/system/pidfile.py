@@ -77,7 +77,7 @@ def serving_ports(home: Path) -> list[str]:
     return [path.stem.partition("-")[2] for path in files if _state(path) is not None]
 
 
-def request_reload(home: Path, port: int | None = None) -> tuple[bool, str]:
+def request_reload(home: Path, port: int | None) -> tuple[bool, str]:
     """Make a server reload; return whether it applied the configuration, and its message.
 
     Without a port it is the only server of the data directory.

@@ -63,4 +63,4 @@ def test_an_extra_is_named_by_its_packages(extra):
     program, action, *requirements = shlex.split(install_command(extra))
     assert (program, action) == ("pip", "install")
     assert requirements
-    assert all(re.match(r"[a-z][a-z-]+[<>=]", requirement) for requirement in requirements)
+    assert all(re.match(r"[a-z][a-z-]+(\[[a-z]+\])?[<>=]", requirement) for requirement in requirements)

@@ -272,12 +272,15 @@ def test_the_pid_file(tmp_path):
     assert pidfile._state(home / "serving-80.json") is None
     (home / "serving-81.json").write_text('{"pid": 1, "reloads": 0}')
     assert pidfile.request_reload(home, 81)[0] is False
-    assert pidfile.request_reload(home) == (False, f"No server is running with this data directory ({home}).")
+    assert pidfile.request_reload(home, None) == (
+        False,
+        f"No server is running with this data directory ({home}).",
+    )
     with PidFile(home, 82), PidFile(home, 83):
         text = (
             f"Servers are running on ports 82, 83 with this data directory ({home}): choose one with --port."
         )
-        assert pidfile.request_reload(home) == (False, text)
+        assert pidfile.request_reload(home, None) == (False, text)
     (tmp_path / "file").write_text("")
     with PidFile(tmp_path / "file", 80) as held:
         held.record_reload(True, "no file")
