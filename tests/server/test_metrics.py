@@ -259,7 +259,7 @@ SECRETS = ("sk-the-clients-key", "opaque-account-key", "admin-opaque-key")
 @pytest.mark.parametrize("log_format", ["json", "text"])
 async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
     """At the finest level, with tracebacks, no line has a key, a token or a prompt."""
-    before = logging.getLogger().handlers, logging.getLogger().level
+    before = list(logging.getLogger().handlers), logging.getLogger().level
     settings = {
         "accounts": accounts("one"),
         "api_keys": [SECRETS[0]],
