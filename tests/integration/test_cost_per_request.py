@@ -14,6 +14,7 @@ import h11
 import pytest
 import trio
 from hypercorn.events import RawData
+from trio._core._run import _r as scheduler_random
 
 from qproxy import http_server
 from qproxy.emulator import Emulator, ScriptedReply
