@@ -1,6 +1,7 @@
 """The packages' allowed imports, checked by reading the source."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ ACCOUNT_RECORD = "qproxy.config.accounts"
 """The record of an account, which is no setting of the server."""
 
 
+@cache
 def imports(path: Path) -> set[str]:
+    """Return the modules that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -102,7 +105,9 @@ def _is_module(path: Path) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
+@cache
 def names(path: Path) -> set[str]:
+    """Return the names that a file calls, and the attributes of names that it reads."""
     tree = ast.parse(path.read_text())
     called = {
         node.func.id

@@ -1,9 +1,9 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
 A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model. Items of other kinds
-(agents replay whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named, never
-rejected. An `item_reference` becomes the item that it refers to, out of those that the caller looked up in
-the store.
+(agents replay whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named. Compaction
+items are rejected, because they stand for a whole conversation. An `item_reference` becomes the item that it
+refers to, out of those that the caller looked up in the store.
 
 OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
 """
@@ -22,6 +22,8 @@ from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 ROLES = ("user", "assistant", "system", "developer")
+COMPACTION_TYPES = ("compaction", "compaction_summary", "compaction_trigger", "context_compaction")
+"""Items that are, or request, the summary of a conversation."""
 REASONING_PREFIX = "qproxy-1."
 """Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own
 response."""
@@ -48,6 +50,11 @@ def parse_items(
             referred = validation.identifier(item.get("id"), f"{path}.id")
             if referred not in before:
                 found.append(known[referred] if referred in known else _missing_item_error(referred))
+        elif kind in COMPACTION_TYPES:
+            message = (
+                f"Items of the type {kind!r} are not supported: without them the conversation would be lost."
+            )
+            raise RequestError(message, param=f"{path}.type", code="unsupported_parameter")
         elif kind not in ITEM_PARSERS:
             ignored.append(path)
         else:

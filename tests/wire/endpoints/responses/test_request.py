@@ -110,6 +110,14 @@ def test_replayed_items_without_a_counterpart_are_named():
     assert turn.ignored == ("input[0]", "input[2]")
 
 
+@pytest.mark.parametrize("kind", ["compaction", "compaction_trigger", "context_compaction"])
+def test_rejects_compaction_items(kind):
+    """A compaction item stands for a whole conversation: it is rejected by its path, not dropped."""
+    with pytest.raises(RequestError) as raised:
+        decode(input=[USER, {"type": kind, "encrypted_content": "gAAAA"}])
+    assert (raised.value.param, raised.value.code) == ("input[1].type", "unsupported_parameter")
+
+
 def test_instructions_come_first_and_are_not_stored():
     """Instructions are a system message before the conversation, and no item of it."""
     before = [
