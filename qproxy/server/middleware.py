@@ -132,4 +132,7 @@ def _tool_item(tool: ToolRunRecord) -> str:
 
 def _header_text(text: str) -> str:
     """Return text that is valid in a header: printable ASCII, at most 1,000 characters."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text[:1000])
+    text = text[:1000]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if " " <= char <= "~" else "?" for char in text)
