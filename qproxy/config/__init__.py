@@ -1,6 +1,6 @@
 """Configuration: one frozen `Config` from defaults < TOML < environment < flags.
 
-settings   the table of settings
+settings   the table of settings; groups, its parts by theme
 accounts   accounts and their presets
 tools      the tables of tools
 parsing    values from TOML, variables and flags, validated

@@ -18,6 +18,7 @@ GROUPS = {
     "store_responses": "stored responses",
     "realtime_timeout": "realtime sessions",
     "log_level": "logs, metrics and usage",
+    "shared_state": "several machines",
     "max_tool_rounds": "tools",
 }
 """Titles of the groups of settings, by the first setting of each."""

@@ -1,0 +1,41 @@
+"""Stored responses and realtime sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qproxy.config.setting import setting
+
+
+@dataclass(frozen=True)
+class ResponseSettings:
+    """Stored responses and realtime sessions."""
+
+    store_responses: bool = setting(
+        True, "store responses, for previous_response_id and GET /v1/responses/{id}"
+    )
+    responses_file: str | None = setting(
+        None, "file of the stored responses; default responses.sqlite3 in the data directory"
+    )
+    responses_max_age: float = setting(
+        30 * 86400.0, "seconds after which an unused stored response is deleted"
+    )
+    responses_max_bytes: int = setting(
+        1024**3, "maximum bytes of stored responses; the least recently used are deleted"
+    )
+    store_timeout: float = setting(5.0, "maximum seconds to store or load a response")
+    realtime_timeout: float = setting(3600.0, "maximum seconds for a realtime session; 0 is no limit")
+    realtime_idle_timeout: float = setting(
+        600.0, "maximum seconds of silence from both ends of a realtime session; 0 is no limit"
+    )
+    realtime_ping_interval: float = setting(
+        20.0, "seconds of silence before a realtime peer is pinged; 0 sends no pings"
+    )
+    realtime_max_message_bytes: int = setting(
+        16 * 1024 * 1024, "maximum bytes of a realtime event, in either direction"
+    )
+    realtime_voices: dict[str, str] = setting(
+        {},
+        "voice names that clients may use, and Qwen's names for them; OpenAI's own names that are not "
+        "listed are omitted",
+    )

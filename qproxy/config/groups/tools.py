@@ -1,0 +1,24 @@
+"""Tools that the server runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qproxy.config.setting import setting
+
+
+@dataclass(frozen=True)
+class ToolSettings:
+    """Tools that the server runs."""
+
+    max_tool_rounds: int = setting(
+        8, "maximum rounds of server-side tool calls per response, before a final one without tools"
+    )
+    max_tool_processes: int = setting(
+        16, "concurrent tool processes for all clients; further calls queue, within their timeout"
+    )
+    tool_round_cache_seconds: float = setting(
+        3600.0,
+        "seconds to cache the hidden tool rounds of a response that ended with the client's own tool calls",
+    )
+    reasoning_cache_seconds: float = setting(3600.0, "seconds to cache encrypted reasoning; 0 disables it")
