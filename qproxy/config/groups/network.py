@@ -1,4 +1,7 @@
-"""Listening, models, and connections to upstreams and clients."""
+"""Listening, models, and connections to upstreams and clients.
+
+Names end in what they limit: `_timeout` and `_interval` in seconds, `_bytes` in bytes, `max_` in counts.
+"""
 
 from __future__ import annotations
 
