@@ -3,6 +3,8 @@
     address        the server's URL
     connection     one connection: pipelined commands, replies in order
     client         the connection of a process, renewed when it breaks
+    reconnection   the pauses between two connections
+    subscriber     published messages, over a connection of its own
     script         Lua scripts, the files beside it
     exchange       one numbered exchange with `limits.lua`
     subject        the limits of one subject: credit in advance, rejections that hold, one exchange in flight

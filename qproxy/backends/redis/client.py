@@ -2,14 +2,12 @@
 
 A connection starts with one write: authentication, the database, the server's role, its start, the scripts.
 Only a primary is used. Commands of callers follow; `on_connect` sends again what had no reply before anything
-new is sent. Between attempts the client pauses, longer each time and by chance, so that many processes do not
-return at once; a connection that did not last long does not shorten the pause.
+new is sent.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,15 +18,13 @@ from typing import Any, TypeAlias
 import trio
 
 from qproxy.backends.redis.address import Address
-from qproxy.backends.redis.connection import Argument, Connection, OnReply, first_error
+from qproxy.backends.redis.connection import Argument, Connection, OnPush, OnReply, first_error
 from qproxy.backends.redis.errors import OutcomeUnknown, RedisError, RedisUnavailable
+from qproxy.backends.redis.reconnection import Reconnection
 from qproxy.backends.redis.script import Script, load_script
 
-FIRST_PAUSE = 0.05
-MAX_PAUSE = 2.0
 BEAT_SECONDS = 5.0
 """Between two signs of life, which also find a connection that is dead while nothing is sent."""
-log = logging.getLogger("qproxy.backends")
 OpenStream: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
 
 
@@ -76,7 +72,7 @@ class RedisClient:
         self._connection: Connection | None = None
         self._connected = trio.Event()
         self._failure = "not connected yet"
-        self._reported: set[str] = set()
+        self._reconnection = Reconnection()
 
     def __repr__(self) -> str:
         return f"<RedisClient {self.address} {'connected' if self.is_connected else self._failure}>"
@@ -119,22 +115,10 @@ class RedisClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        pause = FIRST_PAUSE
-        while True:
-            started = trio.current_time()
-            try:
-                await self._serve()
-            except RedisError as error:
-                self._failure = str(error)
-                self._report(logging.ERROR, f"{self.address} cannot be used: {error}")
-            if trio.current_time() - started > 2 * MAX_PAUSE:
-                pause = FIRST_PAUSE
-                self._reported.clear()
-            await trio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(MAX_PAUSE, 2 * pause)
+        await self._reconnection.run(self._serve, self._fail)
 
-    async def _serve(self) -> None:
-        """Connect, and return when the connection has ended. Raises a RedisError."""
+    async def open_connection(self, on_push: OnPush = lambda message: None) -> Connection:
+        """Return a new connection to the server, before its handshake. Raises RedisUnavailable."""
         try:
             with trio.fail_after(self._connect_timeout):
                 stream = await self._open_stream()
@@ -143,7 +127,25 @@ class RedisClient:
             raise RedisUnavailable(f"no connection within {limit}") from None
         except (OSError, trio.BrokenResourceError) as error:
             raise RedisUnavailable(f"no connection: {error}") from None
-        connection = Connection(stream, timeout=self._connect_timeout)
+        return Connection(stream, timeout=self._connect_timeout, on_push=on_push)
+
+    def authentication(self) -> list[tuple[Argument, ...]]:
+        """Return the commands with which a connection starts."""
+        address = self.address
+        commands: list[tuple[Argument, ...]] = []
+        if address.password:
+            commands.append(("AUTH", address.user or "default", address.password))
+        if address.database:
+            commands.append(("SELECT", address.database))
+        return commands
+
+    def _fail(self, error: RedisError) -> None:
+        self._failure = str(error)
+        self._reconnection.log(logging.ERROR, f"{self.address} cannot be used: {error}")
+
+    async def _serve(self) -> None:
+        """Connect, and return when the connection has ended. Raises a RedisError."""
+        connection = await self.open_connection()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.run)
@@ -158,12 +160,7 @@ class RedisClient:
 
     async def _shake_hands(self, connection: Connection) -> ServerInfo:
         """Send all that starts a connection in one write. Raises a RedisError."""
-        address = self.address
-        commands: list[tuple[Argument, ...]] = []
-        if address.password:
-            commands.append(("AUTH", address.user or "default", address.password))
-        if address.database:
-            commands.append(("SELECT", address.database))
+        commands = self.authentication()
         commands += [("CLIENT", "SETNAME", f"qproxy-{self.process}"), ("ROLE",), ("INFO", "server")]
         commands += [("SCRIPT", "LOAD", script.text) for script in self._scripts]
         replies: dict[Argument, Any] = {}
@@ -175,7 +172,7 @@ class RedisClient:
     def _start(self, connection: Connection, server: ServerInfo) -> None:
         if self.server is not None and self.server.run_id != server.run_id:
             self.forgot_at = server.started_at
-        self._report(logging.INFO, f"connected to {self.address} (version {server.version})")
+        self._reconnection.log(logging.INFO, f"connected to {self.address} (version {server.version})")
         self.server, self._connection, self._failure = server, connection, "the connection was lost"
         for callback in self.on_connect:
             callback()
@@ -189,12 +186,6 @@ class RedisClient:
             )
             self.processes = max(1, await connection.request(*command))
             await trio.sleep(BEAT_SECONDS)
-
-    def _report(self, level: int, event: str) -> None:
-        """Log an event, once until a connection has lasted."""
-        if event not in self._reported:
-            self._reported.add(event)
-            log.log(level, "shared state: %s", event)
 
 
 def parse_server_info(role: Any, info: bytes, time: Any) -> ServerInfo:

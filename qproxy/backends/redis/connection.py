@@ -7,6 +7,8 @@ waiting, and its reply is dropped when it comes.
 The time of a connection runs from its oldest command without a reply: one that stays silent is closed.
 Every error reply closes it, too: a script that is missing, a server that became a replica, loads its data or
 has no memory left are all a reason to start again from the handshake, after a pause.
+
+What the engine pushes (RESP3) is no reply, and has a callback of its own.
 """
 
 from __future__ import annotations
@@ -27,15 +29,20 @@ READ_BYTES = 65536
 Argument: TypeAlias = str | bytes | int | float
 OnReply: TypeAlias = Callable[[Any], None]
 """Called with a reply, or with the RedisError that took its place; it must not raise."""
+OnPush: TypeAlias = Callable[[list[Any]], None]
+"""Called with what the engine pushes; it must not raise."""
 
 
 class Connection:
     """Commands over one stream."""
 
-    def __init__(self, stream: trio.abc.Stream, *, timeout: float) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, *, timeout: float, on_push: OnPush = lambda message: None
+    ) -> None:
         """`timeout`: seconds that a command may be without a reply."""
         self._stream = stream
         self._timeout = timeout
+        self._on_push = on_push
         self._reader = hiredis.Reader(protocolError=RedisReplyError, replyError=RedisReplyError)
         self._unsent: list[bytes] = []
         self._unanswered: deque[tuple[float, OnReply]] = deque()
@@ -57,6 +64,13 @@ class Connection:
             self._silence.deadline = now + self._timeout
         self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub means tuple[..., ...]
         self._unanswered.append((now, on_reply))
+        self._wake.set()
+
+    def send_unanswered(self, command: tuple[Argument, ...]) -> None:
+        """Append a command whose reply is pushed. Raises RedisUnavailable if the connection is closed."""
+        if self.closed:
+            raise RedisUnavailable("the connection is closed")
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub means tuple[..., ...]
         self._wake.set()
 
     async def request(self, *command: Argument) -> Any:
@@ -112,7 +126,12 @@ class Connection:
                 self._deliver(reply)
 
     def _deliver(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.PushNotification):
+            self._on_push(reply)
+            return
         if not self._unanswered:
+            if isinstance(reply, RedisReplyError):
+                raise reply
             raise RedisReplyError(f"a reply to no command: {reply!r:.80}")
         _, on_reply = self._unanswered.popleft()
         oldest = self._unanswered[0][0] if self._unanswered else math.inf

@@ -15,6 +15,7 @@ from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
 from qproxy.backends.redis.subjects import Policy, Subjects
+from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
@@ -34,6 +35,7 @@ class SharedState:
     def __init__(self, client: RedisClient, policy: Policy, ledger: UsageLedger | None) -> None:
         """`client` has the script `LIMITS`."""
         self._client = client
+        self.subscriber = Subscriber(client)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
         self._subjects = (keys, addresses)
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
@@ -60,6 +62,7 @@ class SharedState:
         with scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._client.run)
+                nursery.start_soon(self.subscriber.run)
                 for subjects in self._subjects:
                     nursery.start_soon(subjects.run)
 

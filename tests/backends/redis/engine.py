@@ -16,6 +16,10 @@ def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%s\r\n" % (len(value), value)
 
 
+def push(*values: bytes) -> bytes:
+    return b">%d\r\n" % len(values) + b"".join(map(bulk, values))
+
+
 class FakeEngine:
     """Answers the handshake; other commands go to `on_command`, which returns bytes, or None for silence."""
 
@@ -27,10 +31,14 @@ class FakeEngine:
         self.connections = 0
         self.streams: list[trio.abc.Stream] = []
         self.on_command: Callable[[list[bytes]], bytes | None] = lambda command: bulk(command[-1])
+        self.is_silent: Callable[[list[bytes]], bool] = lambda command: False
+        """Of any command, whether it gets no reply."""
         self.accept: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.delay: Callable[[], float] = lambda: 0.0
         """Seconds before a reply is sent."""
         self.handshake: list[list[bytes]] = []
+        self.on_subscribe: Callable[[bytes], bytes] = lambda channel: push(b"subscribe", channel, b"1")
+        self.subscribers: list[tuple[bytes, trio.abc.Stream]] = []
         self.nursery: trio.Nursery | None = None
 
     async def open(self) -> trio.abc.Stream:
@@ -43,18 +51,28 @@ class FakeEngine:
         self.nursery.start_soon(self._serve, server)
         return client
 
+    async def publish(self, channel: bytes, message: bytes) -> None:
+        """Push a message to the connections that have subscribed."""
+        for subscribed, stream in self.subscribers:
+            if subscribed == channel:
+                await stream.send_all(push(b"message", channel, message))
+
     async def _serve(self, stream: Any) -> None:
         reader = hiredis.Reader()
         try:
             async for data in stream:
                 reader.feed(bytes(data))
                 while (command := reader.gets()) is not False:
+                    if command[0] == b"SUBSCRIBE":
+                        self.subscribers += [(channel, stream) for channel in command[1:]]
                     reply = self._reply(command)
-                    if reply:
+                    if reply and not self.is_silent(command):
                         await trio.sleep(self.delay())
                         await stream.send_all(reply)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        finally:
+            self.subscribers = [entry for entry in self.subscribers if entry[1] is not stream]
 
     def _reply(self, command: list[bytes]) -> bytes | None:
         match command[0]:
@@ -64,7 +82,11 @@ class FakeEngine:
                 return bulk(INFO % self.run_id)
             case b"TIME":
                 return b"*2\r\n" + bulk(b"1764500000") + bulk(b"0")
-            case b"AUTH" | b"SELECT" | b"CLIENT":
+            case b"SUBSCRIBE":
+                return b"".join(map(self.on_subscribe, command[1:]))
+            case b"PING":
+                return b"+PONG\r\n"
+            case b"AUTH" | b"SELECT" | b"CLIENT" | b"HELLO":
                 self.handshake.append(command)
                 return b"+OK\r\n"
             case b"SCRIPT":
