@@ -140,3 +140,13 @@ async def test_the_log_warns_once(caplog):
         assert [record.message for record in caplog.records] == [
             f"model 'house-soon' will be retired on 2099-01-01: use {MODEL}."
         ]
+
+
+async def test_codex_gets_a_list_that_it_can_decode():
+    """A request with codex's `client_version` gets an empty `models` array beside OpenAI's `data`, and no
+    other request gets one."""
+    async with world() as it:
+        status, body = await it.get("/v1/models?client_version=0.171.0")
+        assert (status, body["object"], body.pop("models")) == (200, "list", [])
+        assert body["data"]
+        assert await it.get("/v1/models") == (200, body)

@@ -89,11 +89,16 @@ def model_object(model: Model) -> dict[str, Any]:
 
 
 def model_list(models: Iterable[Model], query: Mapping[str, str]) -> dict[str, Any]:
-    """Return OpenAI's answer to `GET /v1/models`: every id once, in the given order; it knows no pages."""
+    """Return OpenAI's answer to `GET /v1/models`: every id once, in the given order; it knows no pages.
+
+    codex, which sends its `client_version`, also requires `models`. That stays empty: an entry replaces the
+    prompt of codex (`base_instructions`), and without one it uses its own.
+    """
     unique: dict[str, Model] = {}
     for model in models:
         unique.setdefault(model.id, model)
-    return {"object": "list", "data": [model_object(model) for model in unique.values()]}
+    codex: dict[str, Any] = {"models": []} if "client_version" in query else {}
+    return {"object": "list", "data": [model_object(model) for model in unique.values()], **codex}
 
 
 def find_model(models: Iterable[Model], name: str, aliases: ModelAliases) -> Model:
