@@ -57,6 +57,7 @@ from qproxy.telemetry.audit import AuditLog
 if TYPE_CHECKING:
     from qproxy.backends.postgres.connection import PostgresAddress
     from qproxy.backends.redis.client import RedisClient
+    from qproxy.backends.redis.sealing import Sealer
     from qproxy.backends.redis.shared_state import ServerReport, SharedState
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
@@ -180,6 +181,22 @@ def _redis_client(config: Config) -> RedisClient:
         scripts=[LIMITS],
         context=ssl.create_default_context(cafile=config.ca_bundle) if address.tls else None,
     )
+
+
+def open_sealer(config: Config) -> Sealer | None:
+    """Return what encrypts secrets in `shared_state`, None without keys. Raises ConfigError."""
+    text = read_secret("shared_state_key_file", config.shared_state_key_file)
+    if text is None:
+        return None
+    try:
+        from qproxy.backends.redis.sealing import SealError, parse_keys
+    except ImportError:
+        message = "shared_state_key_file: encryption needs the extra: pip install 'qproxy[redis]'"
+        raise ConfigError(message) from None
+    try:
+        return parse_keys(text)
+    except SealError as error:
+        raise ConfigError(f"shared_state_key_file: {config.shared_state_key_file} is {error}.") from None
 
 
 def open_audit(config: Config) -> AuditLog:

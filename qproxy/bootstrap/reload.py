@@ -29,8 +29,8 @@ RESTART_REQUIRED = frozenset({
     "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
     "ledger_password_file", "ledger_spool_file", "ledger_timeout",
-    "shared_state", "shared_state_password_file", "shared_state_prefix", "shared_state_policy",
-    "shared_state_timeout", "shared_state_connect_timeout",
+    "shared_state", "shared_state_password_file", "shared_state_key_file", "shared_state_prefix",
+    "shared_state_policy", "shared_state_timeout", "shared_state_connect_timeout",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""

@@ -32,6 +32,8 @@ def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
         yield "password of the ledger", Path(config.ledger_password_file).expanduser()
     if config.shared_state_password_file:
         yield "password of the shared state", Path(config.shared_state_password_file).expanduser()
+    if config.shared_state_key_file:
+        yield "encryption keys of the shared state", Path(config.shared_state_key_file).expanduser()
     for account in config.accounts:
         if account.kind == "oauth":
             yield f"tokens of {account.name}", credential_path(account)

@@ -11,7 +11,8 @@
     subjects       all of one kind, and the policy while the server is away (`share`)
     rate_limits    RateLimitStore
     usage_limiter  UsageLimiter
+    sealing        encryption of what the server must not read
     shared_state   all members of a process, and the report for `qproxy check`
 
-Only here is hiredis known.
+Only here is hiredis known; `cryptography` is known to `sealing`, and to `auth.encryption`.
 """
