@@ -19,6 +19,7 @@ class SharedStateSettings:
         secret="url",
     )
     shared_state_password_file: str | None = setting(None, "file with the password for shared_state")
+    shared_state_key_file: str | None = setting(None, "file with keys, one a line, to encrypt shared secrets")
     shared_state_prefix: str = setting("q", "prefix of the keys that this installation has in shared_state")
     shared_state_policy: Literal["share", "closed", "open"] = setting(
         "share", "while shared_state cannot be used: a share of the limits, 503 (closed), no limits (open)"
