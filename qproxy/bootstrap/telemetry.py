@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
+from qproxy.config.prices import PriceConfig
 from qproxy.ledger import Pricing, UsageLedger
-from qproxy.ledger.prices import ModelPrice, PriceTier, token_price
+from qproxy.ledger.prices import ModelPrice, PriceTier, list_price
+from qproxy.ledger.units import UNITS
 from qproxy.system.extras import install_command
 from qproxy.telemetry.body_log import BodyLogger
 from qproxy.telemetry.counters import Listener
@@ -27,12 +29,9 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 def build_pricing(config: Config, catalog: ModelCatalog) -> Pricing:
     """Return the operator's prices, with the accounts that the package's list applies to: those of its region
     and plan."""
-    own = {
-        price.model: ModelPrice((PriceTier(price.input, price.output, price.cached),), catalog.price_terms)
-        for price in config.prices
-    }
+    own = {price.model: _own_price(price, catalog.price_terms) for price in config.prices}
     for row in config.model_rows:
-        price = token_price(row.prices or (), catalog.price_terms)
+        price = list_price(row.prices or (), catalog.price_terms)
         if price is not None:
             own.setdefault(row.id, price)
     listed_for = [
@@ -43,6 +42,16 @@ def build_pricing(config: Config, catalog: ModelCatalog) -> Pricing:
         and (urlsplit(account.base_url or "").hostname or "").endswith(SINGAPORE)
     ]
     return Pricing(own, listed_for, catalog)
+
+
+def _own_price(price: PriceConfig, terms: Mapping[str, Any]) -> ModelPrice:
+    """Return the price of a [[prices]] table. Raises ConfigError without a price, or with half of one."""
+    units = {unit: value for unit in UNITS if (value := getattr(price, unit)) is not None}
+    if price.input is None and price.output is None and price.cached is None and units:
+        return ModelPrice((), terms, units)
+    if price.input is None or price.output is None:
+        raise ConfigError(f"[[prices]]: model {price.model!r}: a price of tokens has an input and an output.")
+    return ModelPrice((PriceTier(price.input, price.output, price.cached),), terms, units)
 
 
 def build_tracer(config: Config) -> OtelTracer | None:

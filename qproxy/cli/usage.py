@@ -17,6 +17,7 @@ from typing import Any
 from qproxy import config as configuration
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, output_width, print_error, print_note, print_result
+from qproxy.ledger.units import UNITS
 from qproxy.limits.windows import WINDOWS
 
 HELP = "show requests, tokens and estimated cost by key, account or model"
@@ -46,6 +47,7 @@ COLUMNS = (
     "completion_tokens",
     "cost_usd",
     "unpriced",
+    *UNITS,
 )
 
 
@@ -127,6 +129,7 @@ def _window_rows(usage: Sequence[Any], window: str, now: float) -> list[dict[str
             "completion_tokens": use.completion_tokens,
             "cost_usd": None if use.known_cost is None else round(use.known_cost, 6),
             "unpriced": use.unpriced,
+            **{unit: round(getattr(use, unit), 3) for unit in UNITS},
         }
         for use in usage
     ]
@@ -141,12 +144,13 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
-    lines = [("window", "since (UTC)", by, "requests", "failed", "tokens in", "out", "cost")]
+    units = [unit for unit in UNITS if any(row[unit] for row in rows)]
+    lines = [("window", "since (UTC)", by, "requests", "failed", "tokens in", "out", *units, "cost")]
     for row in rows:
         since = "ever" if row["since"] is None else row["since"][:16].replace("T", " ")
-        counts = (row[name] for name in ("requests", "failed", "prompt_tokens", "completion_tokens"))
+        counts = (row[name] for name in ("requests", "failed", "prompt_tokens", "completion_tokens", *units))
         lines.append(
-            (row["window"], since, row["name"] or "-", *(f"{count:,}" for count in counts), _cost(row))
+            (row["window"], since, row["name"] or "-", *(f"{count:,.15g}" for count in counts), _cost(row))
         )
     return format_table(lines, numbers=range(3, len(lines[0])), width=output_width())
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qproxy.dashboard.formatting import format_milliseconds, format_money, format_number, plural
+from qproxy.ledger.units import UNITS
 from qproxy.wire.dialects.request_rules import RULES
 from qproxy.wire.tool_calls.repairs import REPAIRS
 
@@ -107,11 +108,12 @@ def _describe_outcome(row: Mapping[str, Any]) -> str:
 
 
 def _describe_tokens(row: Mapping[str, Any]) -> str:
+    units = ", ".join(f"{format_number(row[unit])} {unit}" for unit in UNITS if row.get(unit))
+    cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else " Its cost is unknown."
     if not row["prompt_tokens"] and not row["completion_tokens"]:
-        return ""
+        return f"{units}.{cost}" if units else ""
     cached = f" ({format_number(row['cached_tokens'])} cached)" if row["cached_tokens"] else ""
     reasoning = f" ({format_number(row['reasoning_tokens'])} reasoning)" if row["reasoning_tokens"] else ""
     estimated = " Estimated; the upstream reported no usage." if row["estimated"] else ""
-    cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else " Its cost is unknown."
     sent, received = plural(row["prompt_tokens"], "token"), format_number(row["completion_tokens"])
-    return f"{sent} in{cached}, {received} out{reasoning}.{estimated}{cost}"
+    return f"{sent} in{cached}, {received} out{reasoning}{units and f', {units}'}.{estimated}{cost}"

@@ -1,4 +1,4 @@
-"""Prices of tokens, if known: an estimate, not a bill.
+"""Prices of tokens and of other units, if known: an estimate, not a bill.
 
 The catalog holds Model Studio's international list prices with their date and sources. They apply to
 pay-as-you-go accounts outside China; plans are paid differently, and other regions and your own servers have
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qproxy.ledger.units import UNITS
 from qproxy.wire.events import JSON, Usage
 from qproxy.wire.models import ModelCatalog
 from qproxy.wire.models.catalog import EMPTY
@@ -59,8 +60,8 @@ class PriceTier:
 
 
 TOKEN_PRICES = frozenset(PriceTier.__dataclass_fields__)
-PRICE_CELLS = TOKEN_PRICES | {"currency", "region", "characters", "images", "seconds"}
-"""What a tier in the catalog may hold; the last three are for a million of these."""
+PRICE_CELLS = TOKEN_PRICES | {"currency", "region", *UNITS}
+"""What a tier in the catalog may hold; units are for a million of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +71,36 @@ class ModelPrice:
     tiers: tuple[PriceTier, ...]
     terms: Mapping[str, Any] = field(default_factory=dict)
     """What holds for every tier (`ModelCatalog.price_terms`)."""
+    units: Mapping[str, float] = field(default_factory=dict)
+    """Prices of a million of each unit."""
 
-    def cost(self, usage: Usage) -> float:
-        """Return the cost of one request."""
-        fitting = (tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
-        return next(fitting, self.tiers[-1]).cost(usage, self.terms)
+    def cost(self, usage: Usage, used: Mapping[str, float] | None = None) -> float | None:
+        """Return the cost of one request, of which `used` has the units; None if nothing it used has a price.
+
+        A search of the web without a price leaves the cost unknown: other units without one are other
+        measures of the same request.
+        """
+        costs = [used[unit] * self.units[unit] / 1e6 for unit in self.units if used and unit in used]
+        if used and used.get("searches") and "searches" not in self.units:
+            return None
+        if self.tiers and (usage.prompt_tokens or usage.completion_tokens or not costs):
+            fitting = (tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
+            costs.append(next(fitting, self.tiers[-1]).cost(usage, self.terms))
+        return sum(costs) if costs else None
 
 
-def token_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:
-    """Return the price of tokens of a row; None if it has none in the ledger's currency and the list's
-    region."""
-    found = []
+def list_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:
+    """Return the price in a row; None if it has none in the ledger's currency and the list's region."""
+    found: list[PriceTier] = []
+    units: dict[str, float] = {}
     for tier in tiers:
         cells = {**terms, **tier}
-        listed = cells.get("currency") == CURRENCY and cells.get("region") == terms.get("region")
-        if listed and "input" in tier and "output" in tier:
+        if cells.get("currency") != CURRENCY or cells.get("region") != terms.get("region"):
+            continue
+        units |= {unit: tier[unit] for unit in UNITS if unit in tier}
+        if "input" in tier and "output" in tier:
             found.append(PriceTier(**{kind: tier[kind] for kind in TOKEN_PRICES & tier.keys()}))
-    return ModelPrice(tuple(found), terms) if found else None
+    return ModelPrice(tuple(found), terms, units) if found or units else None
 
 
 class Pricing:
@@ -103,7 +117,7 @@ class Pricing:
         self._catalog = catalog
         self._listed: dict[str, ModelPrice] = {}
         for spec in catalog.models():
-            price = token_price(spec.prices or (), catalog.price_terms)
+            price = list_price(spec.prices or (), catalog.price_terms)
             if price is not None:
                 self._listed[spec.id] = price
 
@@ -111,10 +125,12 @@ class Pricing:
         own, accounts = len(self._configured), len(self._listed_for)
         return f"<Pricing of {own} own prices, listed ones for {accounts} accounts>"
 
-    def cost(self, account: str, model: str, usage: Usage) -> float | None:
+    def cost(
+        self, account: str, model: str, usage: Usage, used: Mapping[str, float] | None = None
+    ) -> float | None:
         """Return the cost in US dollars, None without a known price."""
         price = self._configured.get(model)
         if price is None and account in self._listed_for:
             spec = self._catalog.find(model)
             price = self._listed.get(spec.id) if spec is not None and spec.prices else None
-        return None if price is None else price.cost(usage)
+        return None if price is None else price.cost(usage, used)

@@ -9,12 +9,15 @@ import math
 from typing import TypeAlias
 
 from qproxy.ledger.prices import Pricing
+from qproxy.ledger.units import UNITS
 from qproxy.telemetry.records import MAX_NAME_LENGTH, RequestRecord, format_counts, to_milliseconds
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
 
 LedgerRow: TypeAlias = dict[str, str | int | float | None]
 HOUR = 3600
+PRICED = ("prompt_tokens", "completion_tokens", *UNITS)
+"""Columns of what has a price."""
 
 
 def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
@@ -44,6 +47,7 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "completion_tokens": completion,
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
+        **{unit: story.units.get(unit, 0) for unit in UNITS},
         "estimated": int(record.is_estimated),
         "cost": cost_of(record, pricing),
         "first_byte_ms": to_milliseconds(record.first_byte),
@@ -63,7 +67,7 @@ def cost_of(record: RequestRecord, pricing: Pricing) -> float | None:
         return None
     reported = story.usage is not None and not record.is_estimated
     usage = story.usage if reported and story.usage is not None else Usage(*record.tokens())
-    return pricing.cost(story.account, story.served_model or story.model, usage)
+    return pricing.cost(story.account, story.served_model or story.model, usage, story.units)
 
 
 def storable_row(row: LedgerRow) -> LedgerRow:
@@ -92,5 +96,6 @@ def to_hourly_row(row: LedgerRow) -> LedgerRow | None:
         "prompt_tokens": row["prompt_tokens"],
         "completion_tokens": row["completion_tokens"],
         "cost": row["cost"] or 0.0,
-        "unpriced": int(row["cost"] is None and bool(row["prompt_tokens"] or row["completion_tokens"])),
+        "unpriced": int(row["cost"] is None and any(row[name] for name in PRICED)),
+        **{unit: row[unit] for unit in UNITS},
     }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from qproxy.ledger.units import UNITS
 from qproxy.limits.token_bucket import Amounts
 
 GroupBy: TypeAlias = Literal["key", "account", "model"]
@@ -35,6 +36,16 @@ class UsageRow:
     """US dollars, estimated."""
     unpriced: int = 0
     """Requests without a known price, which `cost` does not include."""
+    characters: float = 0
+    seconds: float = 0.0
+    images: float = 0
+    documents: float = 0
+    searches: float = 0
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Return what was used beside tokens."""
+        return {unit: amount for unit in UNITS if (amount := getattr(self, unit))}
 
     @property
     def known_cost(self) -> float | None:

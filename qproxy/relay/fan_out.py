@@ -48,3 +48,5 @@ def merge_records(record: RelayRecord, part: RelayRecord) -> None:
     record.rules, record.rule_notes = part.rules or record.rules, part.rule_notes or record.rule_notes
     record.ignored = part.ignored or record.ignored
     record.repairs.update(part.repairs)
+    for unit, amount in part.units.items():
+        record.units[unit] = record.units.get(unit, 0) + amount

@@ -67,6 +67,8 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"),
         "Tokens, estimated ones included; kind is prompt, completion, cached (part of prompt) or reasoning "
         "(part of completion)"),
+    MetricSpec("qproxy_units_total", "counter", ("model", "unit"),
+        "What is not measured in tokens; unit is characters, seconds, images, documents or searches"),
     MetricSpec("qproxy_estimated_requests_total", "counter", ("model",),
         "Requests whose tokens are estimated, because the upstream did not report them"),
     MetricSpec("qproxy_cost_dollars_total", "counter", ("model",),
@@ -194,10 +196,12 @@ class Metrics:
         counts = record.tokens()
         if any(counts):
             self._record_tokens(record, counts, model, key)
+        for unit, amount in story.units.items():
+            child("qproxy_units_total", model, unit).inc(amount)
         if cost is not None:
             child("qproxy_cost_dollars_total", model).inc(cost)
             child("qproxy_key_cost_dollars_total", key).inc(cost)
-        elif story.account is not None and any(counts):
+        elif story.account is not None and (any(counts) or story.units):
             child("qproxy_unpriced_requests_total", model).inc()
         if story.attempts:
             self._record_attempts(record, model)

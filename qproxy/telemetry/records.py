@@ -92,6 +92,8 @@ class RelayRecord:
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
     """The tokens of the whole response that upstreams reported."""
+    units: dict[str, float] = field(default_factory=dict)
+    """What was used beside tokens, by `ledger.units.UNITS`."""
     responses: list[ResponseTokens] = field(default_factory=list)
     """The upstream responses that have started, one for each round or prompt."""
     upstream_seconds: float = 0.0
@@ -265,6 +267,7 @@ class RequestRecord:
             "prompt_tokens": prompt if counted else None,
             "completion_tokens": completion if counted else None,
             "tokens_estimated": self.is_estimated or None,
+            **record.units,
             "first_byte_ms": to_milliseconds(self.first_byte),
             "total_ms": to_milliseconds(self.seconds),
             "overhead_ms": to_milliseconds(self.overhead_seconds) if record.attempts else None,

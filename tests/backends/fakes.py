@@ -24,7 +24,8 @@ from qproxy.auth.oauth_source import OAuthSource
 from qproxy.backends.factory import Backends
 from qproxy.config.accounts import AccountConfig
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.rows import to_row
+from qproxy.ledger.rows import PRICED, to_row
+from qproxy.ledger.units import UNITS
 from qproxy.ledger.usage import GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant, TokenBucket, refill_seconds
 from qproxy.limits.windows import WINDOWS
@@ -489,7 +490,8 @@ def _sum(name: str, window: str, rows: Sequence[dict[str, Any]]) -> UsageRow:
         sum(row["prompt_tokens"] for row in rows),
         sum(row["completion_tokens"] for row in rows),
         sum(row["cost"] or 0.0 for row in rows),
-        sum(row["cost"] is None and row["prompt_tokens"] + row["completion_tokens"] > 0 for row in rows),
+        sum(row["cost"] is None and any(row[name] for name in PRICED) for row in rows),
+        *(sum(row[unit] for row in rows) for unit in UNITS),
     )
 
 

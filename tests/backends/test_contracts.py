@@ -613,6 +613,20 @@ async def test_usage_is_summed_by_key_account_and_model(ledger, clock):
     assert (model.name, model.requests) == ("qwen3.7-plus", 3)
 
 
+async def test_units_are_summed_beside_tokens(ledger, clock):
+    """Characters, seconds and pictures are columns of a request and of every sum, priced or counted as
+    unpriced."""
+    for id, units in (("u1", {"characters": 120}), ("u2", {"characters": 30, "seconds": 2.5}), ("u3", {})):
+        made = record(id=id, usage=None)
+        made.relay.units.update(units)
+        ledger.record(made)
+    for window in ("5h", "all"):
+        (row,) = (await ledger.usage_by("key", (window,), clock.now + 1))[window]
+        assert (row.units, row.unpriced, row.tokens) == ({"characters": 150, "seconds": 2.5}, 2, 0)
+    stored = await ledger.request("u2")
+    assert (stored["characters"], stored["seconds"], stored["images"]) == (30, 2.5, 0)
+
+
 async def test_usage_of_a_key_by_window(ledger, clock):
     """Amounts are by unit; a rolling window resets five hours after its first request."""
     began = clock.now

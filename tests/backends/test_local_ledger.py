@@ -78,7 +78,7 @@ def test_a_row_has_the_fields_of_its_record(path, open_file):
         "error": None, "message": None, "causes": None, "rounds": 1,
         "finish_reason": "stop", "attempts": 2, "failures": "two:upstream_error",
         "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5,
-        "estimated": 0,
+        "characters": 0.0, "seconds": 0.0, "images": 0.0, "documents": 0.0, "searches": 0.0, "estimated": 0,
         "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),
         "first_byte_ms": 400.0, "total_ms": 1500.0, "overhead_ms": 100.0,
         "rules": "merge_system_messages,reasoning_effort", "repairs": "closer_missing:2",

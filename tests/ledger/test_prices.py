@@ -9,8 +9,9 @@ import pytest
 from qproxy.bootstrap.models import build_catalog, package_catalog
 from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
+from qproxy.config.accounts import ConfigError
 from qproxy.config.prices import PriceConfig
-from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, token_price
+from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, list_price
 from qproxy.wire.events import Usage
 from qproxy.wire.models import ModelRow
 from tests.helpers import accounts
@@ -68,6 +69,40 @@ def test_no_price_is_inferred(model):
     assert pricing.cost("intl", model, USAGE) is None
 
 
+UNIT_CASES = {
+    "characters": ("qwen3-tts-flash", {"characters": 2000}, Usage(), 0.02),
+    "pictures": ("qwen-image-2.0", {"images": 2}, Usage(), 0.07),
+    "tokens of a model with a price for characters": ("qwen3-tts-flash", {"characters": 1000}, USAGE, 0.01),
+    "another measure of tokens with a price": ("qwen-max", {"seconds": 3.0}, Usage(1000, 1000), 0.008),
+    "a unit without a price": ("qwen3-tts-flash", {"seconds": 3.0}, Usage(), None),
+    "searches without a price": ("qwen-max", {"searches": 1}, Usage(1000, 1000), None),
+}
+
+
+@pytest.mark.parametrize(("model", "used", "usage", "cost"), UNIT_CASES.values(), ids=UNIT_CASES)
+def test_prices_of_units(model, used, usage, cost):
+    """Units cost what their model's list says; a cost that is not wholly known is None."""
+    pricing = Pricing(listed_for=["intl"], catalog=package_catalog())
+    found = pricing.cost("intl", model, usage, used)
+    assert found == (None if cost is None else pytest.approx(cost))
+
+
+@pytest.mark.parametrize(
+    "table", [PriceConfig("m"), PriceConfig("m", input=1.0), PriceConfig("m", cached=1.0)]
+)
+def test_half_a_price_is_rejected(table):
+    """A [[prices]] table with no price, or without one of input and output, is an error of the settings."""
+    with pytest.raises(ConfigError, match="a price of tokens has an input and an output"):
+        build_pricing(Config(accounts=accounts("one"), prices=(table,)), package_catalog())
+
+
+def test_the_operators_price_of_a_unit():
+    """A [[prices]] table may price a unit alone."""
+    config = Config(accounts=accounts("one"), prices=(PriceConfig("voice", characters=5.0),))
+    pricing = build_pricing(config, package_catalog())
+    assert pricing.cost("one", "voice", Usage(), {"characters": 1_000_000}) == 5.0
+
+
 def test_a_price_in_a_models_row():
     """The tiers of a [[models]] table apply as the package's do."""
     row = ModelRow("qwen5-max", prices=[{"input": 1.0, "output": 2.0}])
@@ -77,7 +112,7 @@ def test_a_price_in_a_models_row():
 def test_the_last_tier_applies_to_any_longer_prompt():
     """A prompt beyond the last tier's bound is priced by that tier."""
     tier = {"input": 1.0, "output": 0.0, "max_prompt_tokens": 10}
-    price = token_price([tier], package_catalog().price_terms)
+    price = list_price([tier], package_catalog().price_terms)
     assert price is not None
     assert price.cost(Usage(1_000_000)) == 1.0
 
@@ -112,8 +147,8 @@ def test_the_catalog_is_documented_and_ordered():
     data = tomllib.loads(resources.files("qproxy.wire.models").joinpath("models.toml").read_text("utf-8"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", catalog.price_terms["date"])
     assert data["sources"]
-    prices = [token_price(spec.prices or (), catalog.price_terms) for spec in catalog.models()]
-    listed = [price for price in prices if price is not None]
+    prices = [list_price(spec.prices or (), catalog.price_terms) for spec in catalog.models()]
+    listed = [price for price in prices if price is not None and price.tiers]
     assert len(listed) > 40
     for price in listed:
         bounds = [tier.max_prompt_tokens for tier in price.tiers]

@@ -100,7 +100,9 @@ def test_every_metric_is_exported():
     """A registry with samples of every metric exports every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
     metrics.record(record(), 0.5)
-    metrics.record(record(responses=[ResponseTokens(TokenEstimate(50, 0.25))]))
+    spoken = record(responses=[ResponseTokens(TokenEstimate(50, 0.25))])
+    spoken.relay.units["characters"] = 12
+    metrics.record(spoken)
     metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ_METRICS})
     names = set()
     for sample in shown(metrics):

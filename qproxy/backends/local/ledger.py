@@ -21,6 +21,7 @@ from qproxy.backends.local.ledger_queries import query_timeout
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.rows import LedgerRow, storable_row, to_hourly_row, to_row
+from qproxy.ledger.units import sums
 from qproxy.system.sqlite import erasing, transaction
 from qproxy.telemetry.records import RequestRecord
 
@@ -114,10 +115,11 @@ _INSERT = (
     f"INSERT INTO requests ({', '.join(_ROW)}) VALUES ({', '.join(f':{name}' for name in _ROW)})"
     " ON CONFLICT (id) DO NOTHING"
 )
-_ADD_TO_HOUR = """
+_ADD_TO_HOUR = f"""
     INSERT INTO hours VALUES
-        (:hour, :key, :account, :model, 1, :failed, :prompt_tokens, :completion_tokens, :cost, :unpriced)
-    ON CONFLICT DO UPDATE SET
+        (:hour, :key, :account, :model, 1, :failed, :prompt_tokens, :completion_tokens, :cost, :unpriced,
+        {sums(":{unit}")})
+    ON CONFLICT DO UPDATE SET {sums("{unit} = {unit} + excluded.{unit}")},
         requests = requests + 1, failed = failed + excluded.failed, cost = cost + excluded.cost,
         prompt_tokens = prompt_tokens + excluded.prompt_tokens, unpriced = unpriced + excluded.unpriced,
         completion_tokens = completion_tokens + excluded.completion_tokens

@@ -15,15 +15,16 @@ from pathlib import Path
 from qproxy.backends.local import ledger_schema as schema
 from qproxy.backends.local.ledger_reader import SqliteLedgerReader
 from qproxy.ledger.protocol import LedgerError
+from qproxy.ledger.units import UNITS, has_usage, sums
 
 _KEY = "hour, key, account, model"
-_SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "cost", "unpriced")
-_BY_HOUR = """
+_SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "cost", "unpriced", *UNITS)
+_BY_HOUR = f"""
     SELECT cast(ended / 3600 AS INTEGER) * 3600 AS hour, key, account, served_model AS model,
         count(*) AS requests, sum(outcome != 'ok') AS failed, sum(prompt_tokens) AS prompt_tokens,
         sum(completion_tokens) AS completion_tokens, total(cost) AS cost,
-        sum(cost IS NULL AND prompt_tokens + completion_tokens > 0) AS unpriced
-    FROM {source}.requests WHERE account != '' GROUP BY 1, 2, 3, 4
+        sum(cost IS NULL AND {has_usage()}) AS unpriced, {sums("sum({unit}) AS {unit}")}
+    FROM {{source}}.requests WHERE account != '' GROUP BY 1, 2, 3, 4
 """
 _ADD = f"""
     INSERT INTO main.hours ({_KEY}, {", ".join(_SUMS)}) {{rows}}

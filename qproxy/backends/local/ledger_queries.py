@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qproxy.ledger.protocol import LedgerError
+from qproxy.ledger.units import has_usage, sums
 from qproxy.ledger.usage import FILTERS, GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
 from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.limits.windows import WINDOWS, UsageWindow
@@ -26,15 +27,15 @@ PROGRESS_STEPS = 20_000
 """Instructions of SQLite's virtual machine between two checks of the time."""
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}
 """The columns of `hours` and of `requests` by which usage is summed."""
-_OF_HOURS = """
-    SELECT {by}, sum(requests), sum(failed), sum(prompt_tokens), sum(completion_tokens), sum(cost),
-        sum(unpriced)
-    FROM hours WHERE hour >= ? {only} GROUP BY {by}
+_OF_HOURS = f"""
+    SELECT {{by}}, sum(requests), sum(failed), sum(prompt_tokens), sum(completion_tokens), sum(cost),
+        sum(unpriced), {sums("sum({unit})")}
+    FROM hours WHERE hour >= ? {{only}} GROUP BY {{by}}
 """
-_OF_REQUESTS = """
-    SELECT {by}, count(*), sum(outcome != 'ok'), sum(prompt_tokens), sum(completion_tokens), total(cost),
-        sum(cost IS NULL AND prompt_tokens + completion_tokens > 0)
-    FROM requests WHERE ended >= ? AND account != '' {only} GROUP BY {by}
+_OF_REQUESTS = f"""
+    SELECT {{by}}, count(*), sum(outcome != 'ok'), sum(prompt_tokens), sum(completion_tokens), total(cost),
+        sum(cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
+    FROM requests WHERE ended >= ? AND account != '' {{only}} GROUP BY {{by}}
 """
 
 
@@ -98,11 +99,11 @@ def oldest_request(connection: sqlite3.Connection, key: str, window: UsageWindow
     return None if row[0] is None else float(row[0])
 
 
-_SUMS = """
+_SUMS = f"""
     SELECT min(?, cast((ended - ?) / ? AS INTEGER)) AS slot, count(*),
         sum(outcome NOT IN ('ok', 'client_disconnected')), sum(outcome = 'client_disconnected'),
         sum(prompt_tokens), sum(completion_tokens), total(cost),
-        sum(cost IS NULL AND prompt_tokens + completion_tokens > 0)
+        sum(cost IS NULL AND {has_usage()})
     FROM requests WHERE ended >= ? AND ended < ? GROUP BY slot
 """
 

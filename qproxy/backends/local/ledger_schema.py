@@ -136,6 +136,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
     """,
     ),
+    (
+        # requests: characters spoken, seconds of sound heard, pictures made, documents ranked, web searches
+        *(
+            f"ALTER TABLE {table} ADD COLUMN {unit} REAL NOT NULL DEFAULT 0"
+            for table in ("requests", "hours")
+            for unit in ("characters", "seconds", "images", "documents", "searches")
+        ),
+        "DROP VIEW usage_by_day",
+        """
+    CREATE VIEW usage_by_day AS
+        SELECT date(hour, 'unixepoch') AS day_utc, key, account, model, sum(requests) AS requests,
+            sum(failed) AS failed, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens,
+            CASE WHEN sum(cost) > 0 OR sum(unpriced) = 0 THEN round(sum(cost), 6) END AS cost_usd,
+            sum(unpriced) AS unpriced, sum(characters) AS characters, sum(seconds) AS seconds,
+            sum(images) AS images, sum(documents) AS documents, sum(searches) AS searches
+        FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
+    """,
+    ),
 )
 
 

@@ -16,6 +16,7 @@ import psycopg
 from qproxy.backends.postgres.connection import Connection, transaction
 from qproxy.backends.postgres.schema import COLUMNS, INTEGER, REAL, create_partition, month_of, partitions
 from qproxy.ledger.rows import HOUR, LedgerRow, storable_row
+from qproxy.ledger.units import UNITS, has_usage, sums
 
 ATTEMPTS = 5
 """Of a batch that was the victim of a deadlock or a conflict."""
@@ -24,6 +25,7 @@ REJECTED_ROW = (psycopg.DataError, psycopg.IntegrityError, ValueError, OverflowE
 """Errors caused by a row's own values."""
 _CONFLICT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _CAST = {INTEGER: int, REAL: float}
+_UNITS = ", ".join(UNITS)
 _NAMES = ", ".join(COLUMNS)
 _INSERT = f"""
     WITH batch AS (
@@ -33,20 +35,22 @@ _INSERT = f"""
         INSERT INTO requests ({_NAMES}) SELECT {_NAMES} FROM batch
         WHERE NOT EXISTS (SELECT FROM requests known WHERE known.id = batch.id)
         ON CONFLICT (id, ended) DO NOTHING
-        RETURNING ended, key, account, served_model, outcome, prompt_tokens, completion_tokens, cost
+        RETURNING ended, key, account, served_model, outcome, prompt_tokens, completion_tokens, cost, {_UNITS}
     )
     INSERT INTO hours AS known
-        (hour, key, account, model, requests, failed, prompt_tokens, completion_tokens, cost, unpriced)
+        (hour, key, account, model, requests, failed, prompt_tokens, completion_tokens, cost, unpriced,
+        {_UNITS})
     SELECT floor(ended / {HOUR})::bigint * {HOUR}, key, account, served_model, count(*),
         count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens), sum(completion_tokens),
         coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND (prompt_tokens > 0 OR completion_tokens > 0))
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
     FROM fresh WHERE account <> '' GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (hour, key, account, model) DO UPDATE SET
         requests = known.requests + excluded.requests, failed = known.failed + excluded.failed,
         prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
         completion_tokens = known.completion_tokens + excluded.completion_tokens,
-        cost = known.cost + excluded.cost, unpriced = known.unpriced + excluded.unpriced
+        cost = known.cost + excluded.cost, unpriced = known.unpriced + excluded.unpriced,
+        {sums("{unit} = known.{unit} + excluded.{unit}")}
 """
 
 

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from qproxy.backends.postgres.connection import Connection
+from qproxy.ledger.units import has_usage, sums
 from qproxy.ledger.usage import FILTERS, GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
 from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.limits.windows import WINDOWS
@@ -21,16 +22,16 @@ SAMPLE = 100_000
 """Requests of which latencies are computed; PostgreSQL sorts as many in a tenth of a second."""
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}
 """The columns of `hours` and of `requests` by which usage is summed."""
-_OF_HOURS = """
-    SELECT {by}, sum(requests)::bigint, sum(failed)::bigint, sum(prompt_tokens)::bigint,
-        sum(completion_tokens)::bigint, sum(cost), sum(unpriced)::bigint
-    FROM hours WHERE hour >= %s {only} GROUP BY {by}
+_OF_HOURS = f"""
+    SELECT {{by}}, sum(requests)::bigint, sum(failed)::bigint, sum(prompt_tokens)::bigint,
+        sum(completion_tokens)::bigint, sum(cost), sum(unpriced)::bigint, {sums("sum({unit})")}
+    FROM hours WHERE hour >= %s {{only}} GROUP BY {{by}}
 """
-_OF_REQUESTS = """
-    SELECT {by}, count(*), count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint,
+_OF_REQUESTS = f"""
+    SELECT {{by}}, count(*), count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint,
         sum(completion_tokens)::bigint, coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND prompt_tokens + completion_tokens > 0)
-    FROM requests WHERE ended >= %s AND account <> '' {only} GROUP BY {by}
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
+    FROM requests WHERE ended >= %s AND account <> '' {{only}} GROUP BY {{by}}
 """
 
 
@@ -79,12 +80,12 @@ def _oldest_request(connection: Connection, key: str, since: float) -> float | N
     return None if row is None or row[0] is None else float(row[0])
 
 
-_SUMS = """
+_SUMS = f"""
     SELECT least(%s, floor((ended - %s) / %s))::bigint AS slot, count(*),
         count(*) FILTER (WHERE outcome NOT IN ('ok', 'client_disconnected')),
         count(*) FILTER (WHERE outcome = 'client_disconnected'),
         sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND prompt_tokens + completion_tokens > 0)
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()})
     FROM requests WHERE ended >= %s AND ended < %s GROUP BY slot
 """
 _LATENCIES = """

@@ -27,8 +27,10 @@ COLUMNS = {
     "served_model": TEXT, "stream": INTEGER, "status": INTEGER, "outcome": TEXT, "error": TEXT,
     "message": TEXT, "finish_reason": TEXT, "attempts": INTEGER, "rounds": INTEGER, "failures": TEXT,
     "causes": TEXT, "prompt_tokens": INTEGER, "completion_tokens": INTEGER, "cached_tokens": INTEGER,
-    "reasoning_tokens": INTEGER, "estimated": INTEGER, "cost": REAL, "first_byte_ms": REAL, "total_ms": REAL,
-    "overhead_ms": REAL, "rules": TEXT, "repairs": TEXT, "tools": TEXT, "upstream_request_id": TEXT,
+    "reasoning_tokens": INTEGER, "characters": REAL, "seconds": REAL, "images": REAL,
+    "documents": REAL, "searches": REAL, "estimated": INTEGER, "cost": REAL, "first_byte_ms": REAL,
+    "total_ms": REAL, "overhead_ms": REAL, "rules": TEXT, "repairs": TEXT, "tools": TEXT,
+    "upstream_request_id": TEXT,
 }  # fmt: skip
 """The columns of `requests`; those of `ledger.rows.to_row`, in its order."""
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -99,6 +101,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             sum(completion_tokens) AS completion_tokens,
             CASE WHEN sum(cost) > 0 OR sum(unpriced) = 0 THEN round(sum(cost)::numeric, 6) END AS cost_usd,
             sum(unpriced) AS unpriced
+        FROM hours GROUP BY 1, key, account, model ORDER BY 1 DESC
+    """,
+    ),
+    (
+        # requests: characters spoken, seconds of sound heard, pictures made, documents ranked, web searches
+        *(
+            f"ALTER TABLE {table} ADD COLUMN {unit} double precision NOT NULL DEFAULT 0"
+            for table in ("requests", "hours")
+            for unit in ("characters", "seconds", "images", "documents", "searches")
+        ),
+        """
+    CREATE OR REPLACE VIEW usage_by_day AS
+        SELECT (to_timestamp(hour) AT TIME ZONE 'UTC')::date AS day_utc, key, account, model,
+            sum(requests) AS requests, sum(failed) AS failed, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens,
+            CASE WHEN sum(cost) > 0 OR sum(unpriced) = 0 THEN round(sum(cost)::numeric, 6) END AS cost_usd,
+            sum(unpriced) AS unpriced, sum(characters) AS characters, sum(seconds) AS seconds,
+            sum(images) AS images, sum(documents) AS documents, sum(searches) AS searches
         FROM hours GROUP BY 1, key, account, model ORDER BY 1 DESC
     """,
     ),
