@@ -17,6 +17,8 @@
     auth.credential_store.CredentialStore FileCredentials          tokens of logged-in accounts
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress
     server.response_store.ResponseStore   SqliteResponseStore      stored responses
+    server.conversation_store.ConversationStore  SqliteConversations  conversations
+    server.response_runs.ResponseRunStore SqliteResponseRuns       runs of responses, and their events
     relay.tool_rounds.ToolRoundStore      MemoryToolRounds         hidden tool rounds
     ledger.UsageLedger                    SqliteUsageLedger        usage (`PostgresUsageLedger` for a URL)
     telemetry.audit.AuditLog              FileAuditLog             changes of keys, accounts and settings

@@ -29,6 +29,7 @@ from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.backends.local.audit import FileAuditLog
 from qproxy.backends.local.backup import restore_backup, write_backup
+from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
@@ -41,6 +42,7 @@ from qproxy.backends.local.ledger_spool import LedgerSpool
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.reasoning import MemoryReasoning
+from qproxy.backends.local.response_runs import SqliteResponseRuns
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
@@ -51,6 +53,8 @@ from qproxy.config.secret_files import read_secret
 from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.conversation_store import ConversationStore
+from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry.audit import AuditLog
 
@@ -88,6 +92,9 @@ class Backends:
     """Given the tasks that run logins."""
     responses: ResponseStore | None
     """None if responses are not stored."""
+    conversations: ConversationStore | None
+    """None if responses are not stored, as for `response_runs`."""
+    response_runs: ResponseRunStore | None
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
@@ -124,6 +131,8 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         credentials=credential_opener(config),
         login_sessions=LocalLoginSessions,
         responses=open_responses(config),
+        conversations=open_conversations(config),
+        response_runs=open_response_runs(config),
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,
@@ -239,13 +248,37 @@ def open_responses(config: Config) -> ResponseStore | None:
     """Return the store of responses: a file or, with a smaller bound, memory; None if they are not stored."""
     if not config.store_responses:
         return None
-    path = _path(config.responses_file)
     return SqliteResponseStore(
-        path,
+        _path(config.responses_file),
         max_age=config.responses_max_age,
-        max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MAX_MEMORY_STORE),
+        max_bytes=_max_response_bytes(config),
         timeout=config.store_timeout,
     )
+
+
+def open_conversations(config: Config) -> ConversationStore | None:
+    """Return the store of conversations, beside that of responses."""
+    if not config.store_responses:
+        return None
+    return SqliteConversations(
+        _path(config.responses_file),
+        max_age=config.responses_max_age,
+        max_bytes=_max_response_bytes(config),
+        timeout=config.store_timeout,
+    )
+
+
+def open_response_runs(config: Config) -> ResponseRunStore | None:
+    """Return the store of response runs and their events, beside that of responses."""
+    if not config.store_responses:
+        return None
+    path = _path(config.responses_file)
+    return SqliteResponseRuns(path, max_bytes=_max_response_bytes(config), timeout=config.store_timeout)
+
+
+def _max_response_bytes(config: Config) -> int:
+    in_memory = not config.responses_file
+    return min(config.responses_max_bytes, MAX_MEMORY_STORE) if in_memory else config.responses_max_bytes
 
 
 def open_tool_rounds(config: Config) -> ToolRoundStore:

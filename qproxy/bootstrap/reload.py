@@ -12,7 +12,14 @@ from dataclasses import replace
 import trio
 
 from qproxy.accounts import Account
-from qproxy.backends.factory import credential_opener, open_api_keys, open_responses, open_tool_rounds
+from qproxy.backends.factory import (
+    credential_opener,
+    open_api_keys,
+    open_conversations,
+    open_response_runs,
+    open_responses,
+    open_tool_rounds,
+)
 from qproxy.bootstrap import auth, limits, state, telemetry, transport
 from qproxy.bootstrap.accounts import build_account
 from qproxy.bootstrap.models import build_catalog
@@ -97,6 +104,8 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         realtime=state.build_realtime(config, catalog),
         tool_runtime=tool_runtime,
         responses=previous.responses if same_store else open_responses(config),
+        conversations=previous.conversations if same_store else open_conversations(config),
+        response_runs=previous.response_runs if same_store else open_response_runs(config),
         pricing=telemetry.build_pricing(config, catalog),
         redact=telemetry.build_redact(config),
         body_logger=telemetry.build_body_logger(config),

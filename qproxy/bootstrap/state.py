@@ -115,6 +115,8 @@ def build_state(
         realtime=build_realtime(config, catalog),
         tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
         responses=backends.responses,
+        conversations=backends.conversations,
+        response_runs=backends.response_runs,
         refresh_tasks=refresh_tasks,
         login_sessions=backends.login_sessions(refresh_tasks),
         in_flight=InFlightRequests(),

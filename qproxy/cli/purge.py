@@ -24,10 +24,10 @@ from qproxy.wire.errors import QproxyError
 
 HELP = "delete what is stored of an API key: its usage and its responses"
 PAGE = HelpPage(
-    about="""Delete the stored responses of a key and its rows of the usage ledger, sums included, so that
-    its budgets start again. The data is overwritten in the files. The key itself stays as it is (`qproxy keys
-    revoke`), as do audit log and log files. Servers may go on; what they keep in memory ends by itself
-    (tool_round_cache_seconds, reasoning_cache_seconds).""",
+    about="""Delete the stored responses and conversations of a key and its rows of the usage ledger, sums
+    included, so that its budgets start again. The data is overwritten in the files. The key itself stays as
+    it is (`qproxy keys revoke`), as do audit log and log files. Servers may go on; what they keep in memory
+    ends by itself (tool_round_cache_seconds, reasoning_cache_seconds).""",
     examples={
         "qproxy purge --key bob": "forget someone whose key was revoked",
         "qproxy purge --key key_fe0b965f --responses-only": "keep the usage, for accounting",
@@ -72,15 +72,18 @@ def find_keys(config: Config, name: str) -> list[ApiKey]:
 
 
 async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
-    from qproxy.backends.factory import open_responses
+    from qproxy.backends.factory import open_conversations, open_response_runs, open_responses
 
-    store = open_responses(replace(config, store_responses=bool(config.responses_file)))
-    if store is None:
-        return 0
-    try:
-        return sum([await store.delete_owner(key.digest) for key in keys])
-    finally:
-        await store.aclose()
+    config = replace(config, store_responses=bool(config.responses_file))
+    deleted = []
+    for open_store in (open_responses, open_conversations, open_response_runs):
+        store = open_store(config)
+        if store is not None:
+            try:
+                deleted.append(sum([await store.delete_owner(key.digest) for key in keys]))
+            finally:
+                await store.aclose()
+    return deleted[0] if deleted else 0
 
 
 async def _purge_ledger(config: Config, keys: Sequence[ApiKey]) -> int:

@@ -218,8 +218,8 @@ class Server:
                 await state.tool_runtime.open(self._nursery)
         if state.relay.transport is not previous.relay.transport:
             await previous.relay.transport.aclose()
-        if previous.responses is not None and state.responses is not previous.responses:
-            await previous.responses.aclose()
+        if state.responses is not previous.responses:
+            await _close_stores(previous)
 
     async def _serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         self.state.http_limits.apply()
@@ -236,8 +236,7 @@ class Server:
         """Close what the parts hold open: idle connections and stores."""
         state = self.state
         await state.relay.transport.aclose()
-        if state.responses is not None:
-            await state.responses.aclose()
+        await _close_stores(state)
         await state.grants.aclose()
 
     def _set_refreshed_sources(self) -> None:
@@ -279,6 +278,12 @@ class Server:
         if response is not None:  # the handshake was rejected
             self.middleware.on_response(response.status_code, response.headers)
         return response
+
+
+async def _close_stores(state: ServerState) -> None:
+    for store in (state.responses, state.conversations, state.response_runs):
+        if store is not None:
+            await store.aclose()
 
 
 def _has_no_hooks(app: QuartTrio) -> bool:

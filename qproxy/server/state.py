@@ -30,10 +30,12 @@ from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
 from qproxy.relay.tokenizers import Tokenizers
 from qproxy.server.authentication import Access, Authentication
+from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.health import Health, health
 from qproxy.server.in_flight import InFlightRequests
 from qproxy.server.request_body import RequestLimits
+from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.audit import AuditLog
@@ -120,6 +122,9 @@ class ServerState:
     tool_runtime: ToolRuntime
     responses: ResponseStore | None
     """Stored responses; None when they are not stored."""
+    conversations: ConversationStore | None
+    """None when responses are not stored, as for `response_runs`."""
+    response_runs: ResponseRunStore | None
     refresh_tasks: RefreshTasks
     login_sessions: LoginSessions
 

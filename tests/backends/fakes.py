@@ -35,6 +35,7 @@ from qproxy.telemetry.records import RequestRecord
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
+from tests.backends.fake_responses import FakeConversations, FakeResponseRuns
 
 Clock = Callable[[], float]
 
@@ -502,6 +503,8 @@ class Fakes:
     api_keys: FakeApiKeys = field(default_factory=FakeApiKeys)
     account_states: dict[str, AccountState] = field(default_factory=dict)
     responses: FakeResponses = field(default_factory=FakeResponses)
+    conversations: FakeConversations = field(default_factory=FakeConversations)
+    response_runs: FakeResponseRuns = field(default_factory=FakeResponseRuns)
     tool_rounds: FakeToolRounds = field(default_factory=FakeToolRounds)
     reasoning: FakeReasoning = field(default_factory=FakeReasoning)
     ledger: FakeLedger = field(default_factory=FakeLedger)
@@ -519,6 +522,8 @@ class Fakes:
             credentials=self._open_credentials,
             login_sessions=FakeLoginSessions,
             responses=self.responses,
+            conversations=self.conversations,
+            response_runs=self.response_runs,
             tool_rounds=self.tool_rounds,
             reasoning=self.reasoning,
             ledger=self.ledger,

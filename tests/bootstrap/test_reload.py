@@ -28,6 +28,8 @@ RENEWED_IF_CHANGED: dict[str, dict] = {
     "concurrency": {"max_requests": 7},
     "tool_runtime": {"max_tool_rounds": 3},
     "responses": {"store_timeout": 1.0},
+    "conversations": {"store_timeout": 1.0},
+    "response_runs": {"store_timeout": 1.0},
 }
 """Parts that are kept unless one of their settings changed."""
 KEPT = {
@@ -85,11 +87,12 @@ async def test_a_reload_renews_and_keeps_parts_by_the_table():
 
 @pytest.mark.parametrize("name", RENEWED_IF_CHANGED)
 async def test_a_part_with_changed_settings_is_renewed(name):
-    """It is another object then, and other parts of the kind are kept."""
+    """It is another object then, as are parts of the same settings, and other parts of the kind are kept."""
     previous = build_server(BEFORE).state
-    renewed = reload.rebuild_state(replace(BEFORE, **RENEWED_IF_CHANGED[name]), BEFORE, previous)
-    for part in RENEWED_IF_CHANGED:
-        assert (getattr(renewed, part) is getattr(previous, part)) is (part != name)
+    changed = RENEWED_IF_CHANGED[name]
+    renewed = reload.rebuild_state(replace(BEFORE, **changed), BEFORE, previous)
+    for part, settings in RENEWED_IF_CHANGED.items():
+        assert (getattr(renewed, part) is getattr(previous, part)) is (settings != changed)
 
 
 async def test_every_setting_reaches_the_server():

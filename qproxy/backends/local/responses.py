@@ -1,14 +1,7 @@
 """Stored responses in SQLite: one file for all processes of a machine, or memory for one process.
 
-The database is used in a thread, one call at a time, under a time limit. A write is one transaction, so a
-killed process leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers
-wait for each other at most as long as the limit.
-
 Responses are bounded by the time since their last use and by their size. Continuing a conversation uses all
-of it, so a conversation in use is not discarded from its beginning. The file contains prompts and is readable
-by its owner only.
-
-`PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
+of it, so a conversation in use is not discarded from its beginning.
 """
 
 from __future__ import annotations
@@ -18,19 +11,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar
 
-import trio
-
-from qproxy.server.response_store import ResponseNotFound, ResponseStoreError, StoredResponse, StoreStatistics
-from qproxy.system.sqlite import erasing, open_database
+from qproxy.backends.local.sqlite_store import SqliteStore
+from qproxy.server.response_store import ResponseNotFound, StoredResponse, StoreStatistics
+from qproxy.system.sqlite import erasing
 from qproxy.wire import json_codec
 from qproxy.wire.errors import RequestError
 
-T = TypeVar("T")
-SCHEMA = 1
-CREATE = f"""
-BEGIN IMMEDIATE;
+CREATE = """
 CREATE TABLE IF NOT EXISTS responses (
     owner TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -41,8 +30,6 @@ CREATE TABLE IF NOT EXISTS responses (
     PRIMARY KEY (owner, id)
 );
 CREATE INDEX IF NOT EXISTS by_use ON responses (used, size);
-PRAGMA user_version = {SCHEMA};
-COMMIT;
 """
 DISCARD = """
 DELETE FROM responses WHERE rowid IN (
@@ -58,8 +45,10 @@ TRIM_SHARE = 100
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 
 
-class SqliteResponseStore:
-    """The store; in memory without a path. The file is opened on first use."""
+class SqliteResponseStore(SqliteStore):
+    """The store."""
+
+    tables: ClassVar[str] = CREATE
 
     def __init__(
         self,
@@ -71,15 +60,12 @@ class SqliteResponseStore:
         max_chain: int = MAX_CHAIN_BYTES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
+        super().__init__(path, timeout=timeout)
         self._max_age = max_age
         self._max_bytes = max_bytes
         self._max_chain = max_chain
-        self._timeout = timeout
         self._wall_clock = wall_clock
-        self._lock = trio.CapacityLimiter(1)
-        self._database: sqlite3.Connection | None = None
-        self._saved_count = self._failed_count = self._discarded_count = 0
+        self._saved_count = self._discarded_count = 0
         self._added = 0
         self._trim_at = 0.0
 
@@ -103,58 +89,6 @@ class SqliteResponseStore:
 
     async def delete_owner(self, owner: str) -> int:
         return await self._run(lambda: self._delete_owner(owner))
-
-    async def aclose(self) -> None:
-        """Close the file until the next use; responses in memory are lost."""
-        if self._database is not None:
-            with suppress(ResponseStoreError):  # a blocked thread closes it in the end
-                await self._run(self._close)
-
-    async def _run(self, use: Callable[[], T]) -> T:
-        """Use the database in a thread. A cancelled caller leaves the thread to finish by itself."""
-        if self._path is None:  # memory never waits
-            await trio.lowlevel.checkpoint()
-            return self._with_connection(use)
-        try:
-            with trio.fail_after(self._timeout):
-                return await trio.to_thread.run_sync(
-                    self._with_connection, use, abandon_on_cancel=True, limiter=self._lock
-                )
-        except trio.TooSlowError:
-            self._failed_count += 1
-            raise ResponseStoreError(
-                f"The response store took more than {self._timeout:g} s (store_timeout)."
-            ) from None
-
-    def _with_connection(self, use: Callable[[], T]) -> T:
-        try:
-            return use()
-        except (
-            sqlite3.Error,
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-        ) as error:  # the last three: a damaged row
-            self._failed_count += 1
-            if self._path is not None:  # the file may have been replaced
-                self._close()
-            raise ResponseStoreError(f"The response store cannot be used ({error}).") from None
-
-    def _open(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = database = open_database(self._path, patience=self._timeout / 2)
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA:
-                raise sqlite3.DatabaseError(f"{self._path} was written by a newer qproxy")
-            if version < SCHEMA:
-                database.executescript(CREATE)
-        return self._database
-
-    def _close(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
 
     def _save(self, stored: StoredResponse) -> None:
         body = json_codec.dumps({"response": stored.response, "items": stored.items})
