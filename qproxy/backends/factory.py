@@ -171,6 +171,7 @@ def _redis_client(config: Config) -> RedisClient:
     try:
         from qproxy.backends.redis.address import InvalidAddress, parse_address
         from qproxy.backends.redis.client import RedisClient
+        from qproxy.backends.redis.cluster import ClusterClient
         from qproxy.backends.redis.shared_state import LIMITS
     except ImportError:
         message = "shared_state: Valkey and Redis need the extra: pip install 'qproxy[redis]'"
@@ -182,7 +183,7 @@ def _redis_client(config: Config) -> RedisClient:
     password = read_secret("shared_state_password_file", config.shared_state_password_file)
     if password is not None:
         address = replace(address, password=password)
-    return RedisClient(
+    return (ClusterClient if address.is_cluster else RedisClient)(
         address,
         prefix=config.shared_state_prefix,
         timeout=config.shared_state_timeout,

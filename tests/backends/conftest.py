@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.backends.postgres_server import PostgresServer
+from tests.backends.redis.groups import Cluster, SentinelGroup
 from tests.backends.redis.server import Server
 
 
@@ -27,3 +28,28 @@ def valkey(valkey_session: Server) -> Server:
     """An empty Valkey server."""
     valkey_session.execute("FLUSHALL")
     return valkey_session
+
+
+@pytest.fixture(scope="session")
+def cluster_session() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(cluster_session: Cluster) -> Cluster:
+    """An empty cluster of three primaries and a replica."""
+    cluster_session.wait_ready()
+    for server in cluster_session.servers:
+        if server.is_primary:
+            server.execute("FLUSHALL")
+    return cluster_session
+
+
+@pytest.fixture
+def sentinel() -> Iterator[SentinelGroup]:
+    """A primary and a replica that Sentinel watches."""
+    group = SentinelGroup()
+    yield group
+    group.close()

@@ -2,7 +2,10 @@
 
     address        the server's URL
     connection     one connection: pipelined commands, replies in order
-    client         the connection of a process, renewed when it breaks
+    node           one server, whose connection is renewed when it breaks
+    sentinel       the address of the primary that Sentinel knows
+    client         the client of one server, and what processes know of each other
+    cluster        the client of several servers: slots and redirections
     reconnection   the pauses between two connections
     subscriber     published messages, over a connection of its own
     script         Lua scripts, the files beside it

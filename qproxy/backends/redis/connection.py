@@ -5,8 +5,8 @@ the order; one task writes, one reads, and callers never touch the socket. A cal
 waiting, and its reply is dropped when it comes.
 
 The time of a connection runs from its oldest command without a reply: one that stays silent is closed.
-Every error reply closes it, too: a script that is missing, a server that became a replica, loads its data or
-has no memory left are all a reason to start again from the handshake, after a pause.
+Every error reply but a redirection closes it, too: a script that is missing, a server that became a replica,
+loads its data or has no memory left are all a reason to start again from the handshake, after a pause.
 
 What the engine pushes (RESP3) is no reply, and has a callback of its own.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import hiredis
@@ -75,18 +75,7 @@ class Connection:
 
     async def request(self, *command: Argument) -> Any:
         """Return the reply to a command. Raises a RedisError."""
-        reply: list[Any] = []
-        replied = trio.Event()
-
-        def on_reply(value: Any) -> None:
-            reply.append(value)
-            replied.set()
-
-        self.send(command, on_reply)
-        await replied.wait()
-        if isinstance(reply[0], Exception):
-            raise reply[0]
-        return reply[0]
+        return await wait_reply(self.send, command)
 
     async def run(self) -> None:
         """Write and read until the connection ends, then raise why. Raises a RedisError."""
@@ -137,9 +126,43 @@ class Connection:
         oldest = self._unanswered[0][0] if self._unanswered else math.inf
         self._silence.deadline = oldest + self._timeout
         on_reply(reply)
-        if isinstance(reply, RedisReplyError):
+        if isinstance(reply, RedisReplyError) and not reply.is_redirection:
             self.closed = True  # before the tasks end: no command is sent to be lost
             raise reply
+
+
+async def wait_reply(
+    send: Callable[[tuple[Argument, ...], OnReply], None], command: tuple[Argument, ...]
+) -> Any:
+    """Send a command and return its reply. Raises a RedisError."""
+    reply: list[Any] = []
+    replied = trio.Event()
+
+    def on_reply(value: Any) -> None:
+        reply.append(value)
+        replied.set()
+
+    send(command, on_reply)
+    await replied.wait()
+    if isinstance(reply[0], Exception):
+        raise reply[0]
+    return reply[0]
+
+
+async def query(stream: trio.abc.Stream, commands: Sequence[tuple[Argument, ...]], *, timeout: float) -> Any:
+    """Return the reply to the last command, over a stream that is closed then. Raises a RedisError."""
+    connection = Connection(stream, timeout=timeout)
+    reply: Any = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            for command in commands[:-1]:
+                connection.send(command, lambda reply: None)  # an error reply ends the connection
+            reply = await connection.request(*commands[-1])
+            nursery.cancel_scope.cancel()
+    except* RedisError as group:
+        raise first_error(group) from None
+    return reply
 
 
 def first_error(group: BaseExceptionGroup[Any]) -> Any:

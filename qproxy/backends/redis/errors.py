@@ -17,3 +17,8 @@ class OutcomeUnknown(RedisError):
 
 class RedisReplyError(RedisError):
     """The engine's error reply."""
+
+    @property
+    def is_redirection(self) -> bool:
+        """Return whether it is about one command, and the member of a cluster that sent it is well."""
+        return str(self).startswith(("MOVED ", "ASK ", "TRYAGAIN "))

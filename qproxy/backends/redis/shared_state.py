@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import trio
 
-from qproxy.backends.redis.client import RedisClient, parse_info
+from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
+from qproxy.backends.redis.node import parse_info
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
 from qproxy.backends.redis.subjects import Policy, Subjects

@@ -19,9 +19,10 @@ from typing import Any
 
 import trio
 
-from qproxy.backends.redis.client import BEAT_SECONDS, RedisClient
+from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.connection import Connection, first_error
 from qproxy.backends.redis.errors import RedisError
+from qproxy.backends.redis.node import BEAT_SECONDS
 from qproxy.backends.redis.reconnection import Reconnection
 
 READ_BACK_SECONDS = 1.0

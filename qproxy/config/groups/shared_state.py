@@ -14,8 +14,8 @@ class SharedStateSettings:
 
     shared_state: str | None = setting(
         None,
-        "URL of a Valkey or Redis server (redis://, rediss://, unix://) that holds the limits and budgets of "
-        "API keys for several machines; requires the extra `redis`",
+        "URL of a Valkey or Redis server (redis://, rediss://, unix://, redis+sentinel://, redis+cluster://) "
+        "that holds the limits and budgets of API keys for several machines; requires the extra `redis`",
         secret="url",
     )
     shared_state_password_file: str | None = setting(None, "file with the password for shared_state")

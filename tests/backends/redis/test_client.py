@@ -69,9 +69,9 @@ def test_no_cancellation_mixes_up_replies(plan, seed):
             async with trio.open_nursery() as nursery:
                 for number, (start, patience) in enumerate(plan):
                     nursery.start_soon(ask, client, number, start, patience)
-            await trio.sleep(60)
+            await trio.sleep(61)  # between two beats
             assert await client.request("ECHO", "end") == b"end"
-            assert "0 unanswered" in repr(client._connection)
+            assert "0 unanswered" in repr(client)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -160,6 +160,26 @@ async def test_a_connection_that_cannot_be_made_has_a_time_limit(autojump_clock)
         nursery.cancel_scope.cancel()
 
 
+async def test_who_waits_for_a_connection_gets_one_after_many_attempts(autojump_clock):
+    """Each failure between leaves the waiting tasks waiting."""
+    engine = FakeEngine()
+    async with connected(engine) as client:
+
+        async def refuse():
+            raise OSError("refused")
+
+        accept, engine.accept = engine.accept, refuse
+        await engine.streams[-1].aclose()
+        await trio.sleep(0.01)
+        assert not client.is_connected
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.wait_connected)
+                await trio.sleep(10)
+                engine.accept = accept
+        assert client.is_connected
+
+
 async def test_a_new_start_of_the_server_is_known(autojump_clock):
     """A server with another run id has forgotten; the same one has not."""
     engine = FakeEngine()
@@ -236,7 +256,7 @@ async def test_real_replies_belong_to_their_commands(valkey):
         async with trio.open_nursery() as nursery:
             for number in range(1000):
                 nursery.start_soon(ask, number)
-        assert "0 unanswered" in repr(client._connection)
+        assert "0 unanswered" in repr(client)
 
 
 async def test_a_wrong_password_is_an_error_with_the_servers_words(valkey):

@@ -319,7 +319,7 @@ async def test_a_server_that_forgot_gives_no_new_minute(valkey, autojump_clock):
         for _ in range(600):
             await one.request(limited)
         valkey.execute("FLUSHALL")
-        one.client.forgot_at = trio.current_time()
+        one.client.nodes[0].forgot_at = trio.current_time()
         await trio.sleep(1.5)
         before = one.granted
         for _ in range(600):

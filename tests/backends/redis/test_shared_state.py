@@ -55,7 +55,7 @@ async def test_without_the_setting_nothing_changes():
     assert await check_shared_state(config, offline=False) == []
 
 
-@pytest.mark.parametrize("url", ["http://me:topsecret@h", "redis+sentinel://me:topsecret@h/m", "redis://"])
+@pytest.mark.parametrize("url", ["http://me:topsecret@h", "redis+sentinel://me:topsecret@h", "redis://"])
 def test_a_wrong_url_is_an_error_of_the_settings(url):
     """It names the setting, and does not repeat the URL."""
     config = Config(accounts=accounts("one"), shared_state=url, ledger="none")

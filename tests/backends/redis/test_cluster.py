@@ -1,0 +1,163 @@
+"""The client of a cluster, on real processes: slots, redirections, and a replica that becomes a primary."""
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from qproxy.backends.redis.address import Address
+from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.cluster import ClusterClient, key_of, slot_of
+from qproxy.backends.redis.errors import RedisError, RedisUnavailable
+from qproxy.backends.redis.exchange import BudgetLimit
+from qproxy.backends.redis.script import Script, load_script
+from qproxy.backends.redis.subjects import Subjects
+from qproxy.backends.redis.subscriber import Subscriber
+from tests.backends.redis.groups import HOST, free_ports, until
+
+OPTIONS: dict[str, Any] = {"prefix": "q", "timeout": 5.0, "connect_timeout": 5.0}
+ECHO = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+LIMITS = load_script("limits")
+
+
+@asynccontextmanager
+async def connected(cluster, **options):
+    """A client of the cluster, once it has connected."""
+    async with trio.open_nursery() as nursery:
+        client = ClusterClient(cluster.address, scripts=[ECHO, LIMITS], **{**OPTIONS, **options})
+        nursery.start_soon(client.run)
+        await until(lambda: len([node for node in client.nodes if node.is_connected]) == 3)
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("key", "tag"), [
+    ("foo", "foo"), ("{user1000}.following", "user1000"), ("foo{}{bar}", "foo{}{bar}"),
+    ("foo{{bar}}zap", "{bar"), ("foo{bar}{zap}", "bar"), ("foo{bar", "foo{bar"),
+])  # fmt: skip
+def test_the_slot_is_that_of_what_stands_in_braces(key, tag):
+    """The cases of the specification of clusters, which also gives CRC16 of one text."""
+    assert slot_of(key) == slot_of(tag.encode())
+    assert slot_of("123456789") == 0x31C3
+
+
+def test_the_key_of_a_command():
+    """It is the first argument, after the digest and the count of keys for a script."""
+    assert key_of(("EVALSHA", "d", 1, "k", "x")) == "k"
+    assert key_of(("GET", b"k")) == b"k"
+    assert key_of(("INFO", "server")) is None
+    assert key_of(("PING",)) is None
+
+
+async def test_commands_go_to_the_servers_of_their_keys(cluster):
+    """Values and scripts on all servers, one count of processes, and messages from any of them."""
+    async with connected(cluster) as client, connected(cluster) as other:
+        for number in range(30):
+            assert await client.request(*client.script_command(ECHO, f"k{number}", number)) == number
+        sizes = [server.execute("DBSIZE") for server in cluster.servers if server.is_primary]
+        assert min(sizes) > 0
+        assert sum(sizes) == 31
+        assert [await other.request("GET", f"k{number}") for number in (1, 2)] == [b"1", b"2"]
+        client._beat()
+        await until(lambda: client.processes == 2)
+        async with trio.open_nursery() as nursery:
+            subscriber = Subscriber(client)
+            changes = subscriber.subscribe("news")
+            nursery.start_soon(subscriber.run)
+            while not (await changes.wait(0.05)).everything or subscriber._connection is None:
+                pass
+            while "x" not in (await changes.wait(0.05)).messages:
+                await other.request("PUBLISH", subscriber.channel("news"), "x")
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_slot_that_moves_is_followed(cluster):
+    """ASK while it moves, MOVED afterwards; every command is executed once."""
+    key = "moving"
+    slot = slot_of(key)
+    primaries = [server for server in cluster.servers if server.is_primary]
+    async with connected(cluster) as client:
+        await client.request("SET", key, "1")
+        source = next(server for server in primaries if server.execute("EXISTS", key) == 1)
+        target = next(server for server in primaries if server is not source)
+        target.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
+        source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
+        source.execute("MIGRATE", HOST, target.port, key, 0, 5000)
+        assert await client.request(*client.script_command(ECHO, key, 1)) == 2
+        for server in (target, *primaries):
+            server.execute("CLUSTER", "SETSLOT", slot, "NODE", cluster.id_of(target))
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(client.request, *client.script_command(ECHO, key, 1))
+        assert target.execute("GET", key) == b"22"
+        assert all(node.is_connected for node in client.nodes)
+
+
+async def test_a_promoted_replica_is_used(cluster):
+    """A planned failover, then a crash: what was used is counted once, while requests hardly wait."""
+    async with (
+        connected(cluster, timeout=0.25, connect_timeout=1.0) as client,
+        trio.open_nursery() as nursery,
+    ):
+        subjects = Subjects(client, LIMITS, "k", "open")
+        nursery.start_soon(subjects.run)
+        port = cluster.replicated.port
+        keys = {f"{number}": f"q1:{{k:{number}}}" for number in range(99)}
+        name = next(name for name in keys if client._route(("GET", keys[name])).address.port == port)
+        subject = subjects.get(name, {}, [BudgetLimit("day", "requests", 0.0)])
+
+        async def use(count):
+            for _ in range(count):
+                await subjects.reserve(subject, {"requests": 1})
+                subject.hold({"requests": 1}, -1)
+                subject.use({"requests": 1})
+                subjects.settle(subject)
+
+        await use(200)
+        cluster.replica.execute("CLUSTER", "FAILOVER")
+        await use(200)
+        await until(lambda: subject.is_settled)
+        crashed = cluster.replicated
+        assert crashed.port != port
+        await client.request("SET", keys[name] + "written", "x")
+        assert crashed.execute("WAIT", 1, 1000) is not None
+        crashed.kill()
+        await use(200)
+        await until(lambda: subject.is_settled)
+        assert float(await client.request("HGET", keys[name], "u:day:requests")) == 600
+        crashed.start()
+        nursery.cancel_scope.cancel()
+
+
+def failed(client, hint):
+    return hint in client.failure
+
+
+async def test_a_server_of_the_other_kind_is_refused(cluster, valkey):
+    """The message says what to write in the settings."""
+    host, port = cluster.address.hosts[0]
+    for client, hint in (
+        (RedisClient(Address(host, port), **OPTIONS), "redis+cluster://"),
+        (
+            ClusterClient(Address(host, 1, kind="cluster", hosts=((host, free_ports(1)[0]),)), **OPTIONS),
+            "all attempts to connect",
+        ),
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.run)
+            await until(partial(failed, client, hint))
+            with pytest.raises(RedisUnavailable):
+                await client.request("GET", "x")
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_cluster_that_cannot_serve_is_reported(cluster):
+    """A command for a slot without a server is an error at once."""
+    async with connected(cluster) as client:
+        client._slots[slot_of("x")] = None
+        with pytest.raises(RedisError, match="slot"):
+            await client.request("GET", "x")
+        await until(lambda: client._slots[slot_of("x")] is not None)
+        assert await client.request("GET", "x") is None
