@@ -135,7 +135,7 @@ class RedisClient:
         )
 
     def _change(self, node: Node) -> None:
-        """Begin anew over a new connection, or record the loss of one."""
+        """Send again over a new connection, or record the loss of one."""
         if node.is_connected:
             for callback in self.on_connect:
                 callback()
