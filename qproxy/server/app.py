@@ -32,6 +32,7 @@ from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
 from qproxy.server.request_body import BodyDeadline, body_timeout, body_too_large
 from qproxy.server.routes.admin_login import AdminLoginRoutes
+from qproxy.server.routes.conversations import ConversationRoutes
 from qproxy.server.routes.embeddings import EmbeddingRoutes
 from qproxy.server.routes.generate import GenerationRoutes
 from qproxy.server.routes.info import InfoRoutes
@@ -148,8 +149,9 @@ class Server:
         metrics = MetricsRoutes(self)
         groups: list[RouteGroup] = [
             GenerationRoutes(self, state.endpoints, {"/responses": ResponseHistory}), EmbeddingRoutes(self),
-            TokenCountRoutes(self), ResponseRoutes(self), InfoRoutes(self), AdminLoginRoutes(self),
-            RealtimeRoutes(self), metrics, *(extension(self) for extension in extensions),
+            TokenCountRoutes(self), ResponseRoutes(self), ConversationRoutes(self), InfoRoutes(self),
+            AdminLoginRoutes(self), RealtimeRoutes(self), metrics,
+            *(extension(self) for extension in extensions),
         ]  # fmt: skip
         apis = tuple(dict.fromkeys((OPENAI, *(endpoint.api for endpoint in state.endpoints))))
         self.route_groups: tuple[RouteGroup, ...] = (*groups, OpenApiRoutes(self, groups, apis))

@@ -17,9 +17,12 @@ from typing import Any, NoReturn
 from quart import request
 
 from qproxy.server import request_context
+from qproxy.server.conversation_store import ConversationNotFound, ConversationStore
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.response_store import ResponseNotFound, ResponseStore, ResponseStoreError, StoredResponse
+from qproxy.server.routes.conversations import conversation_not_found
 from qproxy.server.routes.generate import NoHistory
+from qproxy.server.routes.stored_items import client_owner, load_items, page_query
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.wire.endpoints import OPENAI, StreamEncoder, responses
 from qproxy.wire.errors import RequestError
@@ -27,12 +30,6 @@ from qproxy.wire.events import Turn
 
 log = logging.getLogger("qproxy.server")
 Item = dict[str, Any]
-
-
-def _owner() -> str:
-    """Return the owner whose responses the current client may access."""
-    key = request_context.api_key()
-    return "" if key is None else key.digest
 
 
 def _not_found(id: str) -> NoReturn:
@@ -45,18 +42,27 @@ class ResponseHistory(NoHistory):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state)
         self._store = state.responses
-        self._owner = _owner()
+        self._owner = client_owner()
         self._request = request_context.record().id
 
     async def load(self, body: Any) -> dict[str, Any]:
         """Return the conversation that the request continues, and the items that it references."""
         previous, ids = responses.referenced_ids(body)
-        before = [] if previous is None else await _previous_items(self._store, self._owner, previous)
-        known = {} if self._store is None else await _items_by_id(self._store, self._owner, ids)
+        conversation = responses.conversation_id(body)
+        before: list[Item] = []
+        if conversation is not None and previous is not None:
+            pass  # an error of the request
+        elif conversation is not None:
+            before = await _conversation_items(self.state.conversations, self._owner, conversation)
+        elif previous is not None:
+            before = await _previous_items(self._store, self._owner, previous)
+        known = await load_items(self._store, self._owner, ids)
         return {"before": before, "known": known, "keeps": self._store is not None}
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         asked = responses.request_of(turn)
+        if asked.conversation is not None:
+            await self._extend(asked.conversation, [*asked.items, *answer["output"]])
         if not asked.store or self._store is None:
             return
         try:
@@ -68,6 +74,27 @@ class ResponseHistory(NoHistory):
         assert isinstance(encoder, responses.Encoder)
         if encoder.response is not None:
             await self.save(turn, encoder.response)
+
+    async def _extend(self, conversation: str, items: list[Item]) -> None:
+        """Append a response's input and output to its conversation."""
+        if self.state.conversations is None:
+            return
+        try:
+            await self.state.conversations.append(self._owner, conversation, items)
+        except (ConversationNotFound, ResponseStoreError, RequestError) as error:
+            log.warning("request %s: its items are not in the conversation: %s", self._request, error)
+
+
+async def _conversation_items(store: ConversationStore | None, owner: str, id: str) -> list[Item]:
+    """Return the items of a conversation. Raises RequestError if it does not exist."""
+    try:
+        return (
+            conversation_not_found(id, param="conversation")
+            if store is None
+            else await store.items(owner, id)
+        )
+    except ConversationNotFound:
+        conversation_not_found(id, param="conversation")
 
 
 async def _previous_items(store: ResponseStore | None, owner: str, previous: str) -> list[Item]:
@@ -84,20 +111,6 @@ async def _previous_items(store: ResponseStore | None, owner: str, previous: str
             message, param="previous_response_id", code="previous_response_not_found"
         ) from None
     return [item for stored in chain for item in stored.conversation()]
-
-
-async def _items_by_id(store: ResponseStore, owner: str, ids: list[str]) -> dict[str, Item]:
-    """Return the stored items among these, by ID."""
-    known: dict[str, Item] = {}
-    wanted = frozenset(ids)
-    for response in dict.fromkeys(map(responses.response_of, ids)):
-        if response is not None:
-            try:
-                stored = await store.get(owner, response)
-            except ResponseNotFound:
-                continue
-            known.update((item["id"], item) for item in stored.conversation() if item["id"] in wanted)
-    return known
 
 
 class ResponseRoutes:
@@ -120,7 +133,7 @@ class ResponseRoutes:
 
     async def _delete(self, id: str) -> HTTPResponse:
         try:
-            await self._store(id).delete(_owner(), id)
+            await self._store(id).delete(client_owner(), id)
         except ResponseNotFound:
             _not_found(id)
         return json_response({"id": id, "object": "response", "deleted": True})
@@ -129,12 +142,12 @@ class ResponseRoutes:
         """Return the model's input: the conversation before the response, and the request's own items."""
         stored = await self._find(id)
         try:
-            chain = await self._store(id).conversation(_owner(), id)
+            chain = await self._store(id).conversation(client_owner(), id)
         except ResponseNotFound:  # an earlier response of the conversation was deleted
             chain = [stored]
         before = [item for earlier in chain[:-1] for item in earlier.conversation()]
-        query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
-        return json_response(responses.list_page([*before, *stored.items], **query))
+        items = responses.include_fields([*before, *stored.items], request.args.getlist("include[]"))
+        return json_response(responses.list_page(items, **page_query()))
 
     async def _cancel(self, id: str) -> HTTPResponse:
         await self._find(id)
@@ -145,6 +158,6 @@ class ResponseRoutes:
 
     async def _find(self, id: str) -> StoredResponse:
         try:
-            return await self._store(id).get(_owner(), id)
+            return await self._store(id).get(client_owner(), id)
         except ResponseNotFound:
             _not_found(id)

@@ -10,6 +10,7 @@ with an id): so they are stored, listed and sent to the model, and a stored resp
     content_parts  content parts: canonical, and as chat's content
     input_items    the items of an input: canonical
     conversation   canonical items as chat messages
+    conversations  bodies of requests about conversations, and the conversation object
     namespaces     tools in groups
     tools          tools and tool_choice
     request        the fields as a turn (`decode`), and those that the response repeats (`ResponsesRequest`)
@@ -22,13 +23,22 @@ OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """
 
 from qproxy.wire.endpoints.responses.encoder import Encoder, response
+from qproxy.wire.endpoints.responses.input_items import include_fields
 from qproxy.wire.endpoints.responses.objects import list_page, response_of
-from qproxy.wire.endpoints.responses.request import ResponsesRequest, decode, referenced_ids, request_of
+from qproxy.wire.endpoints.responses.request import (
+    ResponsesRequest,
+    conversation_id,
+    decode,
+    referenced_ids,
+    request_of,
+)
 
 __all__ = [
     "Encoder",
     "ResponsesRequest",
+    "conversation_id",
     "decode",
+    "include_fields",
     "list_page",
     "referenced_ids",
     "request_of",

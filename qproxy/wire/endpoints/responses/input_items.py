@@ -11,10 +11,10 @@ OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NoReturn, TypeGuard
 
-from qproxy.wire import json_codec
+from qproxy.wire import json_codec, storable
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import content_parts
 from qproxy.wire.endpoints.responses.objects import input_id
@@ -30,20 +30,21 @@ response."""
 
 
 def parse_items(
-    value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str]
+    value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str], field: str = "input"
 ) -> tuple[list[JSON], list[str]]:
     """Return the canonical items of an `input`, and the paths of those left out.
 
-    `known` has the items that references may name, `before` the ids of those that the model gets anyway.
+    `known` has the items that references may name, `before` the ids of those that the model gets anyway;
+    `field` is the name of the input in the request.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list):
-        validation.wrong_type("input", "a string or an array of items", value)
+        validation.wrong_type(field, "a string or an array of items", value)
     found: list[JSON] = []
     ignored: list[str] = []
     for number, entry in enumerate(value):
-        path = f"input[{number}]"
+        path = f"{field}[{number}]"
         item = validation.object_(entry, path)
         kind = item_type(item, path)
         if kind == "item_reference":
@@ -63,6 +64,36 @@ def parse_items(
             id_ = own or input_id(kind, response, number)
             found.append({"id": id_, "type": kind, "status": "completed", **canonical})
     return found, ignored
+
+
+def referenced_ids(value: JSON) -> list[str]:
+    """Return the ids of the items that an input refers to; `parse_items` rejects invalid ones."""
+    return [
+        entry["id"]
+        for entry in (value if isinstance(value, list) else ())
+        if isinstance(entry, dict) and is_id(entry.get("id"))
+        if entry.get("type") == "item_reference" or ("type" not in entry and "role" not in entry)
+    ]
+
+
+def is_id(value: JSON) -> TypeGuard[str]:
+    """Return whether the value can be looked up; `decode` rejects any other."""
+    return isinstance(value, str) and storable.is_storable_text(value)
+
+
+def include_fields(items: Sequence[JSON], include: Collection[str]) -> list[JSON]:
+    """Return items with the fields that a client requests (`include`): the reasoning as `encrypted_content`,
+    if it is the model's own text."""
+    if "reasoning.encrypted_content" not in include:
+        return list(items)
+    return [
+        {**item, "encrypted_content": encode_reasoning(text)}
+        if item["type"] == "reasoning"
+        and not item.get("encrypted_content")
+        and (text := _joined_text(item.get("summary"), "\n\n"))
+        else item
+        for item in items
+    ]
 
 
 def item_type(item: Mapping[str, JSON], path: str) -> str:

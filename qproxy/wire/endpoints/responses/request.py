@@ -5,7 +5,7 @@ The turn has the whole conversation: the stored items of earlier responses (`bef
 items. Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
 
 Fields that a Qwen model does not support are left out and named. Fields whose omission would change the
-meaning are rejected (`background`, `conversation`, `prompt`).
+meaning are rejected (`background`, `prompt`).
 
 OpenAPI `CreateResponse`.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from qproxy.wire import storable
 from qproxy.wire.endpoints import chat, validation
 from qproxy.wire.endpoints.responses import conversation, tools
 from qproxy.wire.endpoints.responses import input_items as items
@@ -32,17 +31,16 @@ PASSED_PARAMS = (
 READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
     "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs",
-    "background",
+    "background", "conversation",
     "truncation", "max_tool_calls",
 ))  # fmt: skip
 REJECTED_PARAMS = {
     "background": "Background responses are not supported.",
-    "conversation": "Conversations are not supported: use previous_response_id.",
     "prompt": "Stored prompts are not supported: send instructions and input.",
 }
 
 
-def _metadata(value: JSON, path: str) -> JSON:
+def metadata(value: JSON, path: str) -> JSON:
     pairs = validation.string_map(value, path)
     if len(pairs) > 16:
         validation.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
@@ -54,6 +52,15 @@ def _metadata(value: JSON, path: str) -> JSON:
     return value
 
 
+def _conversation(value: JSON, path: str) -> str:
+    """Return the id of a conversation, which may be in an object."""
+    if not isinstance(value, dict):
+        return validation.identifier(value, path)
+    if value.get("id") is None:
+        validation.missing(f"{path}.id")
+    return validation.identifier(value["id"], f"{path}.id")
+
+
 def _reasoning(value: JSON, path: str) -> JSON:
     summary = validation.object_(value, path).get("summary")
     if summary is not None:
@@ -62,8 +69,9 @@ def _reasoning(value: JSON, path: str) -> JSON:
 
 
 validation.with_schema(
-    _metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
+    metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
 )
+validation.with_schema(_conversation, type=["string", "object"])
 validation.with_schema(_reasoning, type="object")
 FIELDS = {
     "temperature": validation.number(0, 2),
@@ -77,8 +85,9 @@ FIELDS = {
     "background": validation.boolean,
     "instructions": validation.string,
     "previous_response_id": validation.identifier,
+    "conversation": _conversation,
     "include": validation.array,
-    "metadata": _metadata,
+    "metadata": metadata,
     "text": validation.object_,
     "reasoning": _reasoning,
     "truncation": validation.one_of(("auto", "disabled")),
@@ -111,6 +120,11 @@ class ResponsesRequest:
         previous: str | None = self.echo["previous_response_id"]
         return previous
 
+    @property
+    def conversation(self) -> str | None:
+        """The id of the conversation that this response continues and extends."""
+        return None if self.echo["conversation"] is None else str(self.echo["conversation"]["id"])
+
 
 def request_of(turn: Turn) -> ResponsesRequest:
     """Return the `ResponsesRequest` that `decode` attached to the turn."""
@@ -122,19 +136,15 @@ def referenced_ids(body: JSON) -> tuple[str | None, list[str]]:
     """Return the id of the response that a request continues, and the ids of the items it references."""
     if not isinstance(body, dict):
         return None, []
-    previous, entries = body.get("previous_response_id"), body.get("input")
-    ids = [
-        entry["id"]
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and _is_id(entry.get("id"))
-        if entry.get("type") == "item_reference" or ("type" not in entry and "role" not in entry)
-    ]
-    return previous if _is_id(previous) else None, ids
+    previous = body.get("previous_response_id")
+    return previous if items.is_id(previous) else None, items.referenced_ids(body.get("input"))
 
 
-def _is_id(value: JSON) -> bool:
-    """Return whether the value can be looked up; `decode` rejects any other."""
-    return isinstance(value, str) and storable.is_storable_text(value)
+def conversation_id(body: JSON) -> str | None:
+    """Return the id of the conversation that a request continues."""
+    value = body.get("conversation") if isinstance(body, dict) else None
+    id_ = value.get("id") if isinstance(value, dict) else value
+    return id_ if items.is_id(id_) else None
 
 
 def decode(
@@ -211,6 +221,9 @@ def _reject(fields: Mapping[str, JSON]) -> None:
     for name, message in REJECTED_PARAMS.items():
         if fields.get(name):
             raise RequestError(message, param=name, code="unsupported_parameter")
+    if "conversation" in fields and "previous_response_id" in fields:
+        message = "Mutually exclusive parameters: send only one of 'previous_response_id' and 'conversation'."
+        raise RequestError(message, param="conversation", code="mutually_exclusive_parameters")
 
 
 def _check_length(messages: Sequence[JSON], limit: int) -> None:
@@ -269,7 +282,9 @@ def _response_format(value: JSON) -> dict[str, JSON]:
 
 def _echo(fields: Mapping[str, JSON], offered: tools.ResponsesTools, keeps: bool) -> dict[str, JSON]:
     text, reasoning = fields.get("text", {}), fields.get("reasoning", {})
+    conversation = fields.get("conversation")
     return {
+        "conversation": None if conversation is None else {"id": conversation},
         "instructions": fields.get("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),
         "max_tool_calls": fields.get("max_tool_calls"),

@@ -318,7 +318,11 @@ WRONG = {
         "input[0].output", "Missing"),
     "reference without id": ({"input": [{"type": "item_reference"}]}, "input[0].id", "a string"),
     "background": ({"background": True}, "background", "Background"),
-    "conversation": ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
+    "conversation": ({"conversation": 5}, "conversation", "a string"),
+    "conversation without an id": ({"conversation": {}}, "conversation.id", "Missing"),
+    "two conversations": (
+        {"conversation": "conv_1", "previous_response_id": "resp_1"}, "conversation", "Mutually exclusive"
+    ),
     "prompt": ({"prompt": {"id": "p"}}, "prompt", "Stored prompts"),
     "odd effort": ({"reasoning": {"effort": "heroic"}}, "reasoning.effort", "heroic"),
     "odd summary": ({"reasoning": {"summary": "long"}}, "reasoning.summary", "long"),
