@@ -6,7 +6,7 @@
     ledger_thread, ledger_queries   what ledgers of all kinds of databases have in common
     local      members for the processes of one machine: files, SQLite, memory
     postgres   members for several machines: the ledger
-    redis      members for several machines: limits of API keys and on wrong keys
+    redis      members for several machines: limits of API keys and on wrong keys, grants
 
     Protocol                              local member             what its callers share
     access.api_keys.ApiKeyStore           FileApiKeys              API keys (`StaticApiKeys` without a file)

@@ -109,13 +109,14 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
     """Return the members that the settings name. Raises ConfigError."""
     ledger = open_ledger(config, pricing)
     local = _open_local(config, ledger)
-    shared = open_shared_state(config, ledger)
+    shared = open_shared_state(config, local)
     if shared is None:
         return local
     return replace(
         local,
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
+        grants=shared.grants,
         background=(shared.run,),
     )
 
@@ -140,14 +141,17 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
     )
 
 
-def open_shared_state(config: Config, ledger: UsageLedger | None) -> SharedState | None:
-    """Return the members on the server of `shared_state`, None without one. Raises ConfigError."""
+def open_shared_state(config: Config, local: Backends) -> SharedState | None:
+    """Return the members on the server of `shared_state`, None without one; some use this machine's own.
+
+    Raises ConfigError.
+    """
     if config.shared_state is None:
         return None
     client = _redis_client(config)
     from qproxy.backends.redis.shared_state import SharedState
 
-    return SharedState(client, config.shared_state_policy, ledger)
+    return SharedState(client, config.shared_state_policy, local.ledger, grants=local.grants)
 
 
 class SharedStateFailure(Exception):
@@ -172,7 +176,7 @@ def _redis_client(config: Config) -> RedisClient:
         from qproxy.backends.redis.address import InvalidAddress, parse_address
         from qproxy.backends.redis.client import RedisClient
         from qproxy.backends.redis.cluster import ClusterClient
-        from qproxy.backends.redis.shared_state import LIMITS
+        from qproxy.backends.redis.shared_state import SCRIPTS
     except ImportError:
         message = "shared_state: Valkey and Redis need the extra: pip install 'qproxy[redis]'"
         raise ConfigError(message) from None
@@ -188,7 +192,7 @@ def _redis_client(config: Config) -> RedisClient:
         prefix=config.shared_state_prefix,
         timeout=config.shared_state_timeout,
         connect_timeout=config.shared_state_connect_timeout,
-        scripts=[LIMITS],
+        scripts=SCRIPTS,
         context=ssl.create_default_context(cafile=config.ca_bundle) if address.tls else None,
     )
 

@@ -48,6 +48,7 @@ from qproxy.wire.errors import AuthenticationError, InvalidKeyError, RequestErro
 from tests.auth.helpers import in_place, signed
 from tests.backends import fakes
 from tests.backends.redis import members as engine
+from tests.backends.redis.link import Link
 from tests.telemetry.factories import record
 
 START = 1_764_500_000.0
@@ -281,9 +282,13 @@ async def test_a_rejected_request_uses_no_budget(usage_limiter, autojump_clock):
 # Grants
 
 
-@pytest.fixture
-def grant_stores(member, tmp_path, clock) -> tuple[GrantStore, GrantStore]:
-    if member == "fake":
+@pytest.fixture(params=["fake", "local", "redis"])
+async def grant_stores(request, tmp_path, clock, nursery) -> tuple[GrantStore, GrantStore]:
+    if request.param == "redis":
+        server = request.getfixturevalue("valkey")
+        one, two = [await engine.open_grants(Link(server, clock), nursery, clock) for _ in range(2)]
+        return one, two
+    if request.param == "fake":
         fake = fakes.FakeGrants(clock)
         return fake, fake
     path = tmp_path / "access.sqlite3"

@@ -14,6 +14,7 @@
     subjects       all of one kind, and the policy while the server is away (`share`)
     rate_limits    RateLimitStore
     usage_limiter  UsageLimiter
+    grants         GrantStore
     sealing        encryption of what the server must not read
     shared_state   all members of a process, and the report for `qproxy check`
 

@@ -52,6 +52,7 @@ class RedisClient:
         self._scripts = (self._beat_script, *scripts)
         self._context = context
         self._connected = trio.Event()
+        self._attempted = False
         self.nodes: list[Node] = []
         """The servers; one, unless it is a cluster."""
         if open_stream is None and address.kind == "sentinel":
@@ -84,8 +85,8 @@ class RedisClient:
 
     @property
     def is_starting(self) -> bool:
-        """Return whether the first connection is still to come."""
-        return self.server is None
+        """Return whether the first attempt to connect has not ended."""
+        return self.server is None and not self._attempted
 
     async def wait_connected(self) -> None:
         """Wait for a connection; the caller limits the time."""
@@ -99,6 +100,14 @@ class RedisClient:
         """Return the reply to a command. Raises a RedisError, OutcomeUnknown after `timeout`."""
         with trio.move_on_after(self.timeout):
             return await wait_reply(self.send, command)
+        raise OutcomeUnknown(f"no reply within {self.timeout:g} s (shared_state_timeout)")
+
+    async def run_script(self, script: Script, key: str, *arguments: Argument) -> Any:
+        """Return a script's reply, after the first connection. Raises a RedisError within `timeout`."""
+        with trio.move_on_after(self.timeout):
+            if self.is_starting:
+                await self.wait_connected()
+            return await self.request(*self.script_command(script, key, *arguments))
         raise OutcomeUnknown(f"no reply within {self.timeout:g} s (shared_state_timeout)")
 
     def script_command(self, script: Script, key: str, *arguments: Argument) -> tuple[Argument, ...]:
@@ -141,7 +150,9 @@ class RedisClient:
                 callback()
             self._beat()
             self._connected.set()
-        elif self._connected.is_set() and not self.is_connected:
+            return
+        self._attempted = True
+        if self._connected.is_set() and not self.is_connected:
             self._connected = trio.Event()
 
     def _beat(self) -> None:

@@ -128,7 +128,7 @@ class ClusterClient(RedisClient):
                 try:
                     self._apply(*await self._read_slots())
                 except RedisError as error:
-                    self._failure = str(error)
+                    self._failure, self._attempted = str(error), True
                     self._log.log(logging.ERROR, f"{self.address} cannot be used: {error}")
                 with trio.move_on_after(math.inf if self._is_complete else REFRESH_SECONDS):
                     await self._stale.wait()

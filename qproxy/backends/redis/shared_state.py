@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import trio
 
+from qproxy.access.grants import GrantStore
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
+from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.node import parse_info
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
@@ -20,27 +22,31 @@ from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
-SHARED = "rate limits and budgets of API keys, limits on wrong keys"
+SHARED = "rate limits and budgets of API keys, limits on wrong keys, dashboard sessions"
 LOCAL = (
-    "API keys, dashboard sessions, accounts' cooldowns and rate limits, tokens of logged-in accounts, "
+    "API keys, accounts' cooldowns and rate limits, tokens of logged-in accounts, "
     "logins in progress, stored responses, tool rounds, reasoning, audit log"
 )
 """What each machine, or process, still has of its own."""
 LIMITS = load_script("limits")
+SCRIPTS = (LIMITS, GRANTS)
 log = logging.getLogger("qproxy.backends")
 
 
 class SharedState:
     """The members of one process on a server."""
 
-    def __init__(self, client: RedisClient, policy: Policy, ledger: UsageLedger | None) -> None:
-        """`client` has the script `LIMITS`."""
+    def __init__(
+        self, client: RedisClient, policy: Policy, ledger: UsageLedger | None, *, grants: GrantStore
+    ) -> None:
+        """`client` has `SCRIPTS`; `grants` is this machine's own store."""
         self._client = client
         self.subscriber = Subscriber(client)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
         self._subjects = (keys, addresses)
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
+        self.grants = RedisGrants(client, grants)
 
     def __repr__(self) -> str:
         return f"<SharedState {self._client!r}>"

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import trio
 
+from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.grants import MAX_GRANTS, RedisGrants
 from qproxy.backends.redis.rate_limits import RedisRateLimits
-from qproxy.backends.redis.script import load_script
+from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.subjects import Policy, Subjects
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant
@@ -28,21 +30,34 @@ async def open_subjects(
 ) -> Subjects:
     """Return the subjects of one process, connected."""
     script = with_clock(load_script("limits"))
+    client = await open_client(link or Link(server, clock), nursery, script)
+    subjects = Subjects(client, script, kind, policy, clock=clock)
+    nursery.start_soon(subjects.run)
+    return subjects
 
-    link = link or Link(server, clock)
+
+async def open_client(link: Link, nursery: trio.Nursery, *scripts: Script) -> RedisClient:
+    """Return the client of one process, connected."""
     client = RedisClient(
-        server.address,
+        link.server.address,
         prefix="q",
         timeout=0.25,
         connect_timeout=1.0,
-        scripts=[script],
+        scripts=scripts,
         open_stream=link.open,
     )
-    subjects = Subjects(client, script, kind, policy, clock=clock)
     nursery.start_soon(client.run)
-    nursery.start_soon(subjects.run)
     await client.wait_connected()
-    return subjects
+    return client
+
+
+async def open_grants(
+    link: Link, nursery: trio.Nursery, clock: Callable[[], float], *, limit: int = MAX_GRANTS
+) -> RedisGrants:
+    """Return the grants of one process, with a store of its own in memory."""
+    script = with_clock(load_script("grants"))
+    client = await open_client(link, nursery, script)
+    return RedisGrants(client, SqliteGrants(None, wall_clock=clock), script=script, limit=limit)
 
 
 class SettledRateLimits(RedisRateLimits):
