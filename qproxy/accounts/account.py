@@ -84,6 +84,8 @@ class Account:
     """Name in the shared state: another key under the same account name is another account."""
     rate_limiter: AccountRateLimiter = field(default_factory=AccountRateLimiter)
     wall_clock: Callable[[], float] = field(default=time.time, repr=False)
+    on_event: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called when other processes should know at once what has happened."""
     redact: Callable[[str], str] = field(default=Redactor().text, repr=False)
     """Hides secrets in the upstream's messages, which are stored and shown."""
 
@@ -119,6 +121,8 @@ class Account:
     learned_rules: LearnedRules = field(default_factory=LearnedRules, repr=False)
     """Request rules that rejections have taught."""
     circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    full_until: float = 0.0
+    """Time until which `max_in_flight` is taken to be used up, by the requests of all processes."""
     _learned_concurrency: tuple[int, float] = (0, 0.0)
 
     def supports(self, model: str, task: Capability = "chat") -> bool:
@@ -171,7 +175,9 @@ class Account:
         limit, until = self._learned_concurrency
         if now < until and self.in_flight >= limit:
             return True
-        return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
+        if self.max_in_flight is None:
+            return False
+        return self.in_flight >= self.max_in_flight or now < self.full_until
 
     @property
     def load(self) -> float:
@@ -207,6 +213,13 @@ class Account:
         cause = f"{self.last_error}: {self.last_message}" if self.last_message else self.last_error
         return AccountHistory(self.last_success_at, self.last_fault_at, cause, self.results)
 
+    @property
+    def is_failing(self) -> bool:
+        """Return whether the account has failed since its last success, as `history` does."""
+        if self.last_fault_at is None:
+            return False
+        return self.last_success_at is None or self.last_fault_at > self.last_success_at
+
     def condition(self, now: float) -> AccountCondition:
         """Return the account's state and its cause."""
         wall_clock = self.wall_clock()
@@ -225,21 +238,26 @@ class Account:
         """Return the switches of request rules: learned ones, `defaults`, and the account's own."""
         return {**self.learned_rules.for_model(model, self.wall_clock()), **defaults, **self.rules}
 
-    def before_request(self, model: str, now: float) -> None:
-        """Count a request; after an expired cooldown it is the probe, and others wait for its result."""
+    def before_request(self, model: str, now: float) -> Mapping[str, Cooldown]:
+        """Count a request; after expired cooldowns, which are returned, it is the probe, and others wait for
+        its result."""
         self.circuit_breaker.before_request(now)
         self.in_flight += 1
         self.requests += 1
+        probed = {}
         for key in ("", model):
             cooldown = self.cooldowns.get(key)
             if cooldown is not None and now >= cooldown.until:
-                self.cooldowns[key] = replace(cooldown, until=now + PROBE_SECONDS, probing=True)
+                probed[key] = replace(cooldown, until=now + PROBE_SECONDS, probing=True)
+        self.cooldowns.update(probed)
+        return probed
 
     def record_failure(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
         """Record an upstream error that is about the account rather than about the request.
 
         `again`: the same request has failed on this account before.
         """
+        health = self.is_failing, self.circuit_breaker.open_until
         self.circuit_breaker.record_result(error, now, again=again)
         self.failures += 1
         wall_clock = self.wall_clock()
@@ -247,6 +265,8 @@ class Account:
         self.last_message = self.redact(error.message)[:MAX_ERROR_CHARACTERS]
         limit = cooldown_rules.classify(error)
         self._record_result(error, limit, model, wall_clock)
+        if limit is not LimitKind.NONE or health != (self.is_failing, self.circuit_breaker.open_until):
+            self.on_event()
         if limit is LimitKind.NONE:
             return
         key = cooldown_rules.cooldown_scope(limit, self.plan, model)
@@ -287,6 +307,8 @@ class Account:
 
     def record_success(self, model: str = "", since: float | None = None) -> None:
         """End the cooldowns that started before a request, sent at `since`, that now has a response."""
+        if self.cooldowns or self.circuit_breaker.open_until or self.is_failing:
+            self.on_event()
         self.circuit_breaker.record_result(None, 0.0)
         self.last_success_at = now = self.wall_clock()
         if self.last_fault_at is not None and self.last_fault_at > now:  # the clock was set back
@@ -308,6 +330,7 @@ class Account:
         cooldown = self.cooldowns.get("")
         if cooldown is not None and cooldown.reason == LimitKind.ACCESS.value:
             del self.cooldowns[""]
+            self.on_event()
 
     def wake(self, at: float, clock_offset: float) -> None:
         """End the cooldowns that started before `at`, and close the circuit: the operator removed the cause.
@@ -321,6 +344,7 @@ class Account:
         self.circuit_breaker = CircuitBreaker()
         self._learned_concurrency = (0, 0.0)
         self.quota = None
+        self.on_event()
 
     def _drop_one_cooldown(self) -> None:
         """Drop the cooldown that ends first if there are too many."""

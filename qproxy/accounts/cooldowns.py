@@ -102,6 +102,22 @@ def bounded(cooldown: Cooldown, now: float) -> Cooldown:
     return replace(cooldown, since=since, until=min(cooldown.until, until))
 
 
+def combine_cooldowns(stored: Cooldown | None, other: Cooldown, now: float) -> Cooldown:
+    """Return the cooldown of two that processes know for the same key.
+
+    The later deadline counts. A probe that is in progress has none of its own: its result does, also where it
+    ends earlier, and it replaces neither another probe nor a later confirmation of the cause.
+    """
+    if stored is None:
+        return other
+    if other.probing:
+        outdated = other.since < stored.since or other.until <= stored.until
+        return stored if outdated or (stored.probing and now < stored.until) else other
+    if stored.probing and other.since > stored.since:
+        return other
+    return replace(other if other.until >= stored.until else stored, since=max(stored.since, other.since))
+
+
 def cooldown_scope(limit: LimitKind, plan: str, model: str) -> str:
     """Return the model that a limit covers, or "" for all models of the account."""
     is_model_limit = limit in (LimitKind.MODEL, LimitKind.FREE)

@@ -9,16 +9,17 @@ their order and do not block other groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from qproxy.accounts.account import Account, Capability
+from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.rate_limit import NO_DEMAND, QueuedDemand
 from qproxy.accounts.selection import CapacityWait, Unavailable, select_account
-from qproxy.accounts.sync import SYNC_INTERVAL, AccountStateSync
+from qproxy.accounts.sync import AccountStateSync
 from qproxy.wire.errors import OverloadedError, QproxyError, RequestError
 from qproxy.wire.models import ModelCatalog
 
@@ -40,6 +41,10 @@ class _LeaseRequest:
     deadline: float
     account: Account | None = None
     """The account it acquired."""
+    probed: Mapping[str, Cooldown] = field(default_factory=dict)
+    """Expired cooldowns of the account, by key, if the request is the probe after them."""
+    has_slot: bool = False
+    """Whether the shared state counts it as in flight."""
     error: QproxyError | None = None
     poll_after: CapacityWait = CapacityWait()
     queued_before: QueuedDemand = NO_DEMAND
@@ -82,6 +87,8 @@ class _AccountLease(AbstractAsyncContextManager[Account]):
     async def __aexit__(self, *exc_info: object) -> None:
         account, tokens, usage = self._request.account, self._request.tokens, self._used()
         assert account is not None
+        if self._request.has_slot and self._accounts.sync is not None:
+            self._accounts.sync.release(account)
         self._accounts.release(account, 0 if usage is None else account.rate_limiter.reserved(tokens) - usage)
 
 
@@ -142,16 +149,16 @@ class AccountPool:
             self._serve_queue()
 
     async def run_sync(self) -> None:
-        """Exchange account states every second, and once more when cancelled."""
+        """Exchange account states after each event, every second, and once more when cancelled."""
+        assert self.sync is not None
         try:
             while True:
                 await self.start_sync()
-                await trio.sleep(SYNC_INTERVAL)
+                await self.sync.wait_event()
         finally:
             with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
                 await self.start_sync()
-                if self.sync is not None:
-                    await self.sync.aclose()
+                await self.sync.aclose()
 
     def lease(
         self,
@@ -181,18 +188,19 @@ class AccountPool:
             await self.sync.start(self.accounts)
         while True:
             account = await self._dequeue(lease_request, first=first)
-            if self.sync is None or not account.identity or not account.rate_limiter.is_limited:
+            if self.sync is None or not account.identity:
                 return account
             try:
-                granted = await self.sync.acquire(
-                    account, account.rate_limiter.reserved(lease_request.tokens)
+                grant = await self.sync.acquire(
+                    account, account.rate_limiter.reserved(lease_request.tokens), lease_request.probed
                 )
             except BaseException:
-                self.release(account, account.rate_limiter.reserved(lease_request.tokens))
+                self._undo_acquire(account, lease_request.tokens)
                 raise
-            if granted:
+            if grant.granted:
+                lease_request.has_slot = grant.has_slot
                 return account
-            self._undo_acquire(account)
+            self._undo_acquire(account, None if grant.available else lease_request.tokens)
             lease_request.account, first = None, True
 
     async def _dequeue(self, lease_request: _LeaseRequest, *, first: bool) -> Account:
@@ -251,7 +259,7 @@ class AccountPool:
                 lease_request.error = choice.error
             else:
                 lease_request.account = choice
-                choice.before_request(lease_request.model, now)
+                lease_request.probed = choice.before_request(lease_request.model, now)
                 choice.rate_limiter.acquire(choice.rate_limiter.reserved(lease_request.tokens), now)
             lease_request.notify()
 

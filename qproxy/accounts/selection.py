@@ -86,6 +86,7 @@ def select_account(
     ]
     if not free:
         later = [max(a.cooldown_until(model), now + a.circuit_breaker.wait(now)) for a in fresh]
+        later += [account.full_until for account in candidates]
         return _shortest_wait(
             candidates, now, tokens, min((at for at in later if at > now), default=math.inf)
         )

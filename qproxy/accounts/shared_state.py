@@ -1,24 +1,24 @@
 """The state of accounts that processes share and that survives them.
 
 `AccountStateStore` is the interface: `exchange` publishes what happened in this process and returns what
-happened elsewhere, about once a second; `acquire` takes from an account's rate limit and is the only call
-that a request waits for, and only where the account is limited. `backends.local` has a member that keeps the
-states in a file.
+happened elsewhere, at once after an event and otherwise once a second. A request waits for `acquire` only
+where its account is limited, and for `claim_probe` where it is the first one after a cooldown. Members are in
+`backends`: a file for the processes of one machine, a server for those of several.
 
-Times in a store are those of the wall clock. `merge` and `acquire_rate` are pure.
+Times in a state are those of the wall clock of its reader. The functions are pure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from qproxy.accounts.condition import MAX_RESULTS, AccountHistory, LoginState
-from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.cooldowns import Cooldown, combine_cooldowns
 from qproxy.accounts.learned_rules import newest
-from qproxy.limits.token_bucket import MINUTE, Amounts, RateLimitGrant, TokenBucket, try_acquire
+from qproxy.limits.token_bucket import MINUTE, Amounts, TokenBucket, try_acquire
 
 SLOT_SECONDS = 10.0
 """Resolution of the requests of the last minute."""
@@ -28,6 +28,29 @@ HEARTBEAT = 15.0
 
 class StateStoreError(Exception):
     """The store cannot be read or written; the message has the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCircuit:
+    """The last change of an account's circuit, a hint for processes that have not failed themselves."""
+
+    changed_at: float
+    open_until: float
+    failures: int
+    """Consecutive failures; 0 once it is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountGrant:
+    """The result of a request for an account's limits."""
+
+    granted: bool
+    available: Amounts
+    """What remains of the limits per minute."""
+    at_capacity: bool = False
+    """Whether `max_in_flight` is the reason; a slot may become free in any process."""
+    has_slot: bool = False
+    """Whether a slot was taken, which has to be released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +81,7 @@ class AccountState:
     woken_at: float | None = None
     learned_rules: Mapping[str, float] = field(default_factory=dict)
     """When each request rule was learned, by rule and model (`learned_rules`)."""
+    circuit: SharedCircuit | None = None
 
     @property
     def history(self) -> AccountHistory:
@@ -108,28 +132,58 @@ class AccountStateDelta:
     """The account's limits per minute."""
     learned_rules: Mapping[str, float | None] = field(default_factory=dict)
     """Those that were learned and, as None, those that were forgotten."""
+    circuit: SharedCircuit | None = None
+    """If it has changed."""
 
     @property
     def is_empty(self) -> bool:
         """Return whether nothing has changed."""
         counts = self.requests or self.failures or self.in_flight or any(self.released.values())
-        happened = self.results or self.successes or self.woken_at or self.learned_rules
-        return not (counts or happened or self.cooldowns or self.quota or self.login)
+        results = self.results or self.last_success_at or self.last_fault_at
+        return not (counts or results or self.is_event)
+
+    @property
+    def is_event(self) -> bool:
+        """Return whether other processes should know of it at once."""
+        happened = self.cooldowns or self.successes or self.woken_at or self.circuit
+        return bool(happened or self.quota or self.login or self.learned_rules)
 
 
 class AccountStateStore(Protocol):
     """The store of account states, by the identity of an account. Every method may raise StateStoreError."""
 
-    async def acquire(self, identity: str, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
-        """Take the amounts from an account's limits per minute, for all processes together, or nothing."""
+    counts_in_flight: bool
+    """Whether `acquire` and `release` count the requests in flight of all processes."""
+
+    async def acquire(
+        self, identity: str, limits: Amounts, amounts: Amounts, max_in_flight: int | None
+    ) -> AccountGrant:
+        """Take the amounts from an account's limits per minute, and a slot, for all processes together, or
+        nothing.
+
+        Raises a QproxyError with status 503 if a setting requires the store, and it cannot be used.
+        """
+        ...
+
+    def release(self, identity: str) -> None:
+        """Return a slot that `acquire` granted. Never waits."""
+        ...
+
+    async def claim_probe(self, identity: str, cooldowns: Mapping[str, Cooldown]) -> bool:
+        """Return whether this process may send the request after these cooldowns, whose result decides for
+        all processes."""
         ...
 
     async def exchange(self, delta: Mapping[str, AccountStateDelta]) -> Mapping[str, AccountState]:
         """Publish what happened, and return the states of the same accounts."""
         ...
 
-    async def load(self) -> Mapping[str, AccountState]:
-        """Return the states of all accounts."""
+    async def wait_change(self, seconds: float) -> None:
+        """Wait until something has happened elsewhere, for `seconds` at most."""
+        ...
+
+    async def load(self, identities: Iterable[str]) -> Mapping[str, AccountState]:
+        """Return the states of accounts that are known."""
         ...
 
     async def aclose(self) -> None: ...
@@ -148,12 +202,35 @@ def remaining(state: AccountState, unit: str, capacity: float, wall_clock: float
 
 def acquire_rate(
     state: AccountState, limits: Amounts, amounts: Amounts, wall_clock: float
-) -> tuple[AccountState, RateLimitGrant]:
+) -> tuple[AccountState, AccountGrant]:
     """Take amounts from an account's limits; return its state after that, and the result."""
     buckets = {unit: remaining(state, unit, limit, wall_clock) for unit, limit in limits.items()}
     grant = try_acquire(buckets, amounts, wall_clock)
     levels = {unit: (amount, wall_clock) for unit, amount in grant.available.items()}
-    return replace(state, bucket_levels={**state.bucket_levels, **levels}), grant
+    state = replace(state, bucket_levels={**state.bucket_levels, **levels})
+    return state, AccountGrant(grant.granted, grant.available)
+
+
+def acquire_slot(
+    state: AccountState, in_flight: int, max_in_flight: int | None, process: str, wall_clock: float
+) -> tuple[AccountState, bool]:
+    """Take one more slot than the `in_flight` of a process; return the state after that, and the result."""
+    others = {key: item for key, item in state.in_flight.items() if key != process}
+    used = replace(state, in_flight=others).active_requests(wall_clock) + in_flight
+    if max_in_flight is not None and used >= max_in_flight:
+        return state, False
+    return replace(state, in_flight={**others, process: (in_flight + 1, wall_clock)}), True
+
+
+def claim_probe(
+    state: AccountState, cooldowns: Mapping[str, Cooldown], wall_clock: float
+) -> tuple[AccountState, bool]:
+    """Let one request be the probe after cooldowns; return the state after that, and the result."""
+    stored = {key: state.cooldowns[key] for key in cooldowns if key in state.cooldowns}
+    if any(cooldown.until > wall_clock for cooldown in stored.values()):
+        return state, False
+    claimed = {key: item for key, item in cooldowns.items() if item.since > state.ended_at(key)}
+    return replace(state, cooldowns={**state.cooldowns, **claimed}), True
 
 
 def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_clock: float) -> AccountState:
@@ -170,9 +247,13 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
         },
         woken_at=_not_ahead(latest(state.woken_at, delta.woken_at), wall_clock),
     )
+    changed = {
+        key: item and combine_cooldowns(state.cooldowns.get(key), item, wall_clock)
+        for key, item in delta.cooldowns.items()
+    }
     cooldowns = {
         key: cooldown
-        for key, cooldown in {**state.cooldowns, **delta.cooldowns}.items()
+        for key, cooldown in {**state.cooldowns, **changed}.items()
         if cooldown is not None and cooldown.since > ends.ended_at(key)
     }
     slot = str(int(wall_clock // SLOT_SECONDS))
@@ -210,12 +291,19 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
             if count and wall_clock - at <= HEARTBEAT
         },
         learned_rules=_merge_learned(state.learned_rules, delta.learned_rules, wall_clock),
+        circuit=latest_circuit(state.circuit, delta.circuit),
     )
 
 
 def latest(one: float | None, other: float | None) -> float | None:
     """Return the later of two times, either of which may be unknown."""
     return max((at for at in (one, other) if at is not None), default=None)
+
+
+def latest_circuit(one: SharedCircuit | None, other: SharedCircuit | None) -> SharedCircuit | None:
+    """Return the later of two changes, either of which may be unknown; the other one of the same time."""
+    known = [change for change in (other, one) if change is not None]
+    return max(known, key=lambda change: change.changed_at, default=None)
 
 
 def _not_ahead(at: float | None, wall_clock: float) -> float | None:
@@ -263,7 +351,10 @@ def from_json(data: Mapping[str, Any]) -> AccountState:
         login = known.pop("login", None)
         if login is not None:
             login = LoginState(**_with_current_keys(login, RENAMED_LOGIN_KEYS))
-        return AccountState(cooldowns=cooldowns, login=login, **known)
+        circuit = known.pop("circuit", None)
+        if circuit is not None:
+            circuit = SharedCircuit(**circuit)
+        return AccountState(cooldowns=cooldowns, login=login, circuit=circuit, **known)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"not an account state: {error}") from None
 

@@ -1,8 +1,8 @@
 """Keeps the accounts of this process and the shared store in step.
 
-Once a second what happened here is published, and what happened elsewhere is applied. An account counts for
-itself; the differences are computed here. A store that fails is logged once, and the process continues with
-what it knows.
+After each event, here or elsewhere, and once a second, what happened here is published and what happened
+elsewhere is applied. An account counts for itself; the differences are computed here. A store that fails is
+logged once, and the process continues with what it knows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from qproxy.accounts.account import Account
 from qproxy.accounts.condition import MAX_RESULTS, LoginState
 from qproxy.accounts.cooldowns import Cooldown, bounded
 from qproxy.accounts.shared_state import (
+    AccountGrant,
     AccountState,
     AccountStateDelta,
     AccountStateStore,
+    SharedCircuit,
     StateStoreError,
     latest,
     remaining,
@@ -29,6 +31,10 @@ from qproxy.accounts.shared_state import (
 from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts
 
 SYNC_INTERVAL = 1.0
+MIN_INTERVAL = 0.1
+"""Seconds between two exchanges, however many events there are."""
+CAPACITY_RETRY = 0.25
+"""Seconds after which a slot that another process may have released is tried again."""
 log = logging.getLogger("qproxy.accounts")
 
 
@@ -54,6 +60,10 @@ class _LastSync:
     """Those of the store, by the wall clock."""
     learned_rules: Mapping[str, float] = field(default_factory=dict)
     """The account's learned rules, as the store had them."""
+    circuit: tuple[int, float] = (0, 0.0)
+    """The failures and the end of an open circuit, by Trio's clock."""
+    shared_circuit: SharedCircuit | None = None
+    """That of the store."""
 
 
 class AccountStateSync:
@@ -65,6 +75,7 @@ class AccountStateSync:
         self._last_synced: dict[str, _LastSync] = {}
         self._healthy = True
         self._starting = trio.Lock()
+        self._event = trio.Event()
         self.synced = False
         """Whether the stored states were applied once."""
 
@@ -82,7 +93,10 @@ class AccountStateSync:
 
     async def exchange(self, accounts: Sequence[Account]) -> None:
         """Publish and apply, once."""
+        self._event = trio.Event()
         shared = {account.identity: account for account in accounts if account.identity}
+        for account in shared.values():
+            account.on_event = self._event.set
         delta = {identity: self._delta(account) for identity, account in shared.items()}
         before = {identity: self._snapshot(account) for identity, account in shared.items()}
         try:
@@ -96,16 +110,48 @@ class AccountStateSync:
         for identity, account in shared.items():
             self._apply(account, before[identity], states.get(identity, AccountState()))
 
-    async def acquire(self, account: Account, tokens: int) -> bool:
-        """Return whether an account's limits, shared by all processes, allow one more request."""
-        limiter = account.rate_limiter
+    async def wait_event(self) -> None:
+        """Wait until something has happened here or elsewhere, for `SYNC_INTERVAL` at most."""
+        await trio.sleep(MIN_INTERVAL)
+        async with trio.open_nursery() as nursery:
+
+            async def wait_local() -> None:
+                await self._event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_local)
+            await self._store.wait_change(SYNC_INTERVAL - MIN_INTERVAL)
+            nursery.cancel_scope.cancel()
+
+    async def acquire(self, account: Account, tokens: int, probed: Mapping[str, Cooldown]) -> AccountGrant:
+        """Take one more request from what all processes share: from an account's limits, and as the probe
+        after expired cooldowns."""
+        limiter, max_in_flight = account.rate_limiter, account.max_in_flight
         try:
-            grant = await self._store.acquire(account.identity, limiter.limits, {REQUESTS: 1, TOKENS: tokens})
+            if probed and not await self._claim_probe(account, probed):
+                return AccountGrant(False, {})
+            if not limiter.is_limited and (max_in_flight is None or not self._store.counts_in_flight):
+                return AccountGrant(True, {})
+            amounts = {REQUESTS: 1, TOKENS: tokens}
+            grant = await self._store.acquire(account.identity, limiter.limits, amounts, max_in_flight)
         except StateStoreError as error:
             self._log_failure(error)
-            return True
-        limiter.set_levels(grant.available, trio.current_time())
-        return grant.granted
+            return AccountGrant(True, {})
+        now = trio.current_time()
+        limiter.set_levels(grant.available, now)
+        if grant.at_capacity:
+            account.full_until = now + CAPACITY_RETRY
+        return grant
+
+    def release(self, account: Account) -> None:
+        """Return a slot. Never waits."""
+        account.full_until = 0.0
+        self._store.release(account.identity)
+
+    async def _claim_probe(self, account: Account, probed: Mapping[str, Cooldown]) -> bool:
+        ahead = self._wall_clock() - trio.current_time()
+        cooldowns = {key: cooldown.with_clock_offset(ahead) for key, cooldown in probed.items()}
+        return await self._store.claim_probe(account.identity, cooldowns)
 
     def _log_failure(self, error: StateStoreError) -> None:
         if self._healthy:
@@ -124,6 +170,7 @@ class AccountStateSync:
         dropped = dict.fromkeys(key for key in gone if key not in account.successes)
         login = account.login_state()
         fresh_error = account.last_error_at != posted.last_error_at
+        circuit = _circuit(account)
         return AccountStateDelta(
             account.name,
             cooldowns={**began, **dropped},
@@ -147,6 +194,7 @@ class AccountStateSync:
             released=_difference(account.rate_limiter.released, posted.released),
             limits=account.rate_limiter.limits,
             learned_rules=_changes(account.learned_rules.entries(), posted.learned_rules),
+            circuit=None if circuit == posted.circuit else self._shared_circuit(circuit),
         )
 
     def _snapshot(self, account: Account) -> _LastSync:
@@ -164,7 +212,12 @@ class AccountStateSync:
             account.login_state(),
             dict(account.cooldowns),
             learned_rules=account.learned_rules.entries(),
+            circuit=_circuit(account),
         )
+
+    def _shared_circuit(self, circuit: tuple[int, float]) -> SharedCircuit:
+        now, (failures, open_until) = self._wall_clock(), circuit
+        return SharedCircuit(now, open_until + now - trio.current_time() if failures else 0.0, failures)
 
     def _apply(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
         """Apply what happened elsewhere, except where something has happened here."""
@@ -209,7 +262,19 @@ class AccountStateSync:
         rules = {**state.learned_rules, **since_rules}
         account.learned_rules.replace({key: at for key, at in rules.items() if at is not None})
         now_posted.learned_rules = state.learned_rules
+        self._apply_circuit(account, now_posted, state.circuit)
         self._last_synced[account.identity] = now_posted
+
+    def _apply_circuit(self, account: Account, now_posted: _LastSync, shared: SharedCircuit | None) -> None:
+        """Follow the circuit of another process, unless this one's has changed."""
+        before, circuit = self._last_synced[account.identity], _circuit(account)
+        now_posted.shared_circuit = shared
+        if shared is None or shared == before.shared_circuit or circuit != before.circuit:
+            return
+        until = shared.open_until + trio.current_time() - self._wall_clock()
+        if shared.failures == 0 or until > trio.current_time():
+            account.circuit_breaker.follow(shared.failures, until)
+        now_posted.circuit = _circuit(account)
 
     def _apply_history(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
         """Apply the results that other processes had, and what an operator ended."""
@@ -228,6 +293,11 @@ class AccountStateSync:
         if state.woken_at is not None and latest(account.woken_at, state.woken_at) != account.woken_at:
             now_posted.woken_at = state.woken_at
             account.wake(state.woken_at, self._wall_clock() - trio.current_time())
+
+
+def _circuit(account: Account) -> tuple[int, float]:
+    breaker = account.circuit_breaker
+    return (breaker.failures, breaker.open_until) if breaker.open_until else (0, 0.0)
 
 
 def _change(now: float | None, before: float | None) -> float | None:

@@ -128,7 +128,7 @@ async def _publish(
     if store is None:
         return False
     try:
-        state = (await store.load()).get(identity, AccountState())
+        state = (await store.load([identity])).get(identity, AccountState())
         await store.exchange({identity: change(state)})
     finally:
         await store.aclose()
@@ -142,7 +142,7 @@ async def _load(config: configuration.Config) -> Mapping[str, AccountState]:
     if store is None:
         return {}
     try:
-        return await store.load()
+        return await store.load(account.identity for account in config.all_accounts())
     finally:
         await store.aclose()
 

@@ -99,7 +99,7 @@ async def _load_states(config: Config) -> Mapping[str, AccountState]:
     if store is None:
         return {}
     try:
-        return await store.load()
+        return await store.load(account.identity for account in config.all_accounts())
     except StateStoreError:  # reported with the other files
         return {}
     finally:

@@ -65,5 +65,14 @@ class CircuitBreaker:
             self._probing = False
             self._open_until = now + self._open_seconds()
 
+    @property
+    def open_until(self) -> float:
+        """Return when a request may be sent, 0 while it is closed."""
+        return 0.0 if self.failures < THRESHOLD else self._open_until
+
+    def follow(self, failures: int, open_until: float) -> None:
+        """Take over what another process has found; no failure means that it closed."""
+        self.failures, self._open_until, self._probing = failures, open_until, False
+
     def _open_seconds(self) -> float:
         return min(FIRST_PAUSE * 2.0 ** min(self.failures - THRESHOLD, 10), MAX_PAUSE)

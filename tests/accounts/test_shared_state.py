@@ -403,7 +403,8 @@ from qproxy.backends.local.account_state import SqliteAccountState
 
 async def main():
     store = SqliteAccountState(Path(sys.argv[1]), wall_clock=lambda: 1e9)
-    granted = [(await store.acquire("id", {"requests": 100}, {"requests": 1})).granted for _ in range(60)]
+    one = {"requests": 1}
+    granted = [(await store.acquire("id", {"requests": 100}, one, None)).granted for _ in range(60)]
     print(sum(granted))
 
 trio.run(main)

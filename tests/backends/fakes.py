@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,16 @@ import trio
 
 from qproxy.access import api_keys
 from qproxy.access.api_keys import ApiKey, Quota, StaticApiKeys
-from qproxy.accounts.shared_state import AccountState, AccountStateDelta, acquire_rate, merge
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.shared_state import (
+    AccountGrant,
+    AccountState,
+    AccountStateDelta,
+    acquire_rate,
+    acquire_slot,
+    claim_probe,
+    merge,
+)
 from qproxy.auth.background import RefreshTasks
 from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
@@ -190,16 +199,42 @@ class FakeGrants:
 class FakeAccountState:
     """States in a dictionary; `process` is the writer."""
 
+    counts_in_flight = True
+
     def __init__(self, states: dict[str, AccountState], process: str, wall_clock: Clock = time.time) -> None:
         self._states = states
         self._process = process
         self._wall_clock = wall_clock
+        self._slots: dict[str, int] = {}
 
-    async def acquire(self, identity: str, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
+    async def acquire(
+        self, identity: str, limits: Amounts, amounts: Amounts, max_in_flight: int | None
+    ) -> AccountGrant:
+        await trio.lowlevel.checkpoint()
+        state, slots = self._states.get(identity, AccountState()), self._slots.get(identity, 0)
+        state, has_slot = acquire_slot(state, slots, max_in_flight, self._process, self._wall_clock())
+        if not has_slot:
+            return AccountGrant(False, {}, at_capacity=True)
+        state, grant = acquire_rate(state, limits, amounts, self._wall_clock())
+        self._slots[identity] = slots + grant.granted
+        in_flight = {**state.in_flight, self._process: (self._slots[identity], self._wall_clock())}
+        self._states[identity] = replace(state, in_flight=in_flight)
+        return replace(grant, has_slot=grant.granted)
+
+    def release(self, identity: str) -> None:
+        self._slots[identity] -= 1
+        state = self._states[identity]
+        in_flight = {**state.in_flight, self._process: (self._slots[identity], self._wall_clock())}
+        self._states[identity] = replace(state, in_flight=in_flight)
+
+    async def claim_probe(self, identity: str, cooldowns: Mapping[str, Cooldown]) -> bool:
         await trio.lowlevel.checkpoint()
         state = self._states.get(identity, AccountState())
-        self._states[identity], grant = acquire_rate(state, limits, amounts, self._wall_clock())
-        return grant
+        self._states[identity], claimed = claim_probe(state, cooldowns, self._wall_clock())
+        return claimed
+
+    async def wait_change(self, seconds: float) -> None:
+        await trio.sleep(seconds)
 
     async def exchange(self, delta: Mapping[str, AccountStateDelta]) -> Mapping[str, AccountState]:
         await trio.lowlevel.checkpoint()
@@ -209,9 +244,9 @@ class FakeAccountState:
                 self._states[identity] = merge(state, item, self._process, self._wall_clock())
         return {identity: self._states[identity] for identity in delta if identity in self._states}
 
-    async def load(self) -> Mapping[str, AccountState]:
+    async def load(self, identities: Iterable[str]) -> Mapping[str, AccountState]:
         await trio.lowlevel.checkpoint()
-        return dict(self._states)
+        return {identity: self._states[identity] for identity in identities if identity in self._states}
 
     async def aclose(self) -> None:
         pass

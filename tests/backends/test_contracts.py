@@ -17,8 +17,14 @@ from qproxy.access.api_keys import ApiKey, ApiKeyStore, ApiKeyStoreError, Quota
 from qproxy.access.grants import GrantStore
 from qproxy.access.rate_limits import RateLimitStore
 from qproxy.access.usage_limiter import UsageLimiter
+from qproxy.accounts.condition import LoginState
 from qproxy.accounts.cooldowns import Cooldown
-from qproxy.accounts.shared_state import AccountState, AccountStateDelta, AccountStateStore
+from qproxy.accounts.shared_state import (
+    AccountState,
+    AccountStateDelta,
+    AccountStateStore,
+    SharedCircuit,
+)
 from qproxy.auth.background import RefreshTasks
 from qproxy.auth.credential_store import CredentialStore
 from qproxy.auth.login_sessions import LoginSessions
@@ -348,8 +354,8 @@ async def test_account_state_is_shared(account_states):
     assert (state.name, state.requests, state.failures, state.quota) == ("a", 3, 1, "gone")
     assert (state.cooldowns, state.active_requests(START), state.last_minute(START)) == ({"": cooldown}, 3, 3)
     await two.exchange({"id": AccountStateDelta("a", {"": None}, quota=(None,))})
-    assert dict(await one.load()) == dict(await two.load())
-    state = (await one.load())["id"]
+    assert dict(await one.load(["id", "none"])) == dict(await two.load(["id"]))
+    state = (await one.load(["id"]))["id"]
     assert (state.cooldowns, state.quota) == ({}, None)
 
 
@@ -357,16 +363,111 @@ async def test_processes_share_one_rate_limit_per_account(account_states, clock)
     """Processes together get what one would get, in any units, and a returned amount is available to both."""
     one, two = account_states
     limits = {"requests": 3, "tokens": 100, "pictures": 2}
-    assert (await one.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 1})).granted
-    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90})
+    assert (await one.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 1}, None)).granted
+    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90}, None)
     assert not grant.granted
     assert grant.available == {"requests": 2, "tokens": 10, "pictures": 1}
     await one.exchange({"id": AccountStateDelta("a", released={"tokens": 80, "pictures": 1}, limits=limits)})
-    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 2})
+    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 2}, None)
     assert grant.granted
     assert grant.available == {"requests": 1, "tokens": 0, "pictures": 0}
     clock.now += 20
-    assert (await one.acquire("id", limits, {})).available["requests"] == pytest.approx(2)
+    assert (await one.acquire("id", limits, {}, None)).available["requests"] == pytest.approx(2)
+
+
+async def test_one_process_probes(account_states, clock):
+    """After an expired cooldown one process may send the next request; another one, when that has failed."""
+    one, two = account_states
+    expired = Cooldown(START, START - 60, "quota")
+    await one.exchange({"id": AccountStateDelta("a", {"": expired})})
+    probe = {"": replace(expired, until=START + 15, probing=True)}
+    assert await one.claim_probe("id", probe)
+    assert not await two.claim_probe("id", probe)
+    state = (await two.exchange({"id": AccountStateDelta("a")}))["id"]
+    assert state.cooldowns[""].probing
+    failed = Cooldown(START + 3, START + 1, "quota", failed_probes=1)
+    clock.now += 1
+    await one.exchange({"id": AccountStateDelta("a", {"": failed})})
+    again = {"": replace(failed, until=START + 17, probing=True)}
+    assert not await two.claim_probe("id", again)
+    clock.now += 2
+    assert await two.claim_probe("id", again)
+    assert not await one.claim_probe("id", again)
+    clock.now += 15
+    assert await one.claim_probe("id", {"": replace(failed, until=clock.now + 15, probing=True)})
+
+
+async def test_a_cooldown_ends_with_the_later_of_two_deadlines(account_states):
+    """Whichever process publishes first; a success ends it for both."""
+    one, two = account_states
+    early, late = Cooldown(START + 10, START + 2, "quota"), Cooldown(START + 90, START + 1, "quota")
+    for first, second, name in ((early, late, "id"), (late, early, "other")):
+        await one.exchange({name: AccountStateDelta("a", {"": first})})
+        state = (await two.exchange({name: AccountStateDelta("a", {"": second})}))[name]
+        assert state.cooldowns == {"": replace(late, since=START + 2)}
+        await one.exchange({name: AccountStateDelta("a", successes={"": START + 3})})
+        assert (await two.exchange({name: AccountStateDelta("a")}))[name].cooldowns == {}
+
+
+async def test_what_is_known_of_an_account_is_shared(account_states):
+    """Errors, logins, circuits, learned rules and results: the latest counts, in any order."""
+    one, two = account_states
+    circuit = SharedCircuit(START, START + 30, 6)
+    login = LoginState("ready", "logged in", True, START + 500)
+    await one.exchange(
+        {
+            "id": AccountStateDelta(
+                "a",
+                last_error="500 x",
+                last_error_at=START,
+                last_message="down",
+                last_fault_at=START,
+                failed_model="m",
+                results="+-",
+                circuit=circuit,
+                login=login,
+                learned_rules={"no_tools m": START, "short n": START},
+            )
+        }
+    )
+    delta = AccountStateDelta(
+        "a", last_success_at=START - 5, results="+", circuit=replace(circuit, changed_at=START - 1)
+    )
+    state = (await two.exchange({"id": replace(delta, learned_rules={"short n": None})}))["id"]
+    assert state.history.is_failing
+    assert state.history.last_cause == "500 x: down"
+    assert (state.circuit, state.login, state.failed_model, state.results) == (circuit, login, "m", "+-+")
+    assert dict(state.learned_rules) == {"no_tools m": START}
+    closed = SharedCircuit(START + 1, 0.0, 0)
+    await two.exchange({"id": AccountStateDelta("a", circuit=closed, last_success_at=START + 1)})
+    state = (await one.exchange({"id": AccountStateDelta("a")}))["id"]
+    assert state.circuit == closed
+    assert not state.history.is_failing
+
+
+async def test_a_woken_account_has_no_cooldown(account_states):
+    """An operator ends what started before, in every process; what starts later stays."""
+    one, two = account_states
+    await one.exchange({"id": AccountStateDelta("a", {"m": Cooldown(START + 99, START, "model")})})
+    await two.exchange({"id": AccountStateDelta("a", woken_at=START + 1, quota=(None,))})
+    later = Cooldown(START + 99, START + 2, "quota")
+    await one.exchange({"id": AccountStateDelta("a", {"": later})})
+    assert (await two.exchange({"id": AccountStateDelta("a")}))["id"].cooldowns == {"": later}
+
+
+async def test_slots_of_an_account_are_counted_over_processes(account_states):
+    """No more requests are in flight than `max_in_flight`, where the member counts them."""
+    one, two = account_states
+    if not one.counts_in_flight:
+        return
+    for store in (one, two, one):
+        grant = await store.acquire("id", {}, {"requests": 1}, 3)
+        assert grant.granted
+        assert grant.has_slot
+    grant = await two.acquire("id", {}, {"requests": 1}, 3)
+    assert (grant.granted, grant.at_capacity, grant.has_slot) == (False, True, False)
+    two.release("id")
+    assert (await two.acquire("id", {}, {"requests": 1}, 3)).granted
 
 
 # Credentials

@@ -5,6 +5,8 @@ that is killed in the middle, and because the kernel releases the lock of a kill
 in a thread, one call at a time: the event loop waits for no disk. A power failure may cost the last seconds
 (`system.sqlite`).
 
+`max_in_flight` is each process's own here: to count the slots of all would cost every request a transaction.
+
 A file that cannot be used raises StateStoreError, which its users survive.
 """
 
@@ -16,23 +18,26 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
+from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.shared_state import (
+    AccountGrant,
     AccountState,
     AccountStateDelta,
     StateStoreError,
     acquire_rate,
+    claim_probe,
     from_json,
     merge,
     to_json,
 )
-from qproxy.limits.token_bucket import Amounts, RateLimitGrant
+from qproxy.limits.token_bucket import Amounts
 from qproxy.system.sqlite import is_damage, open_database, open_readonly, transaction
 
 T = TypeVar("T")
@@ -49,6 +54,8 @@ _SCHEMA = """
 class SqliteAccountState:
     """The file, as one process uses it."""
 
+    counts_in_flight = False
+
     def __init__(self, path: Path, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.process = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -59,14 +66,29 @@ class SqliteAccountState:
     def __repr__(self) -> str:
         return f"<SqliteAccountState {self.path}>"
 
-    async def acquire(self, identity: str, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
-        def change(rows: Mapping[str, AccountState]) -> tuple[dict[str, AccountState], RateLimitGrant]:
+    async def acquire(
+        self, identity: str, limits: Amounts, amounts: Amounts, max_in_flight: int | None
+    ) -> AccountGrant:
+        def change(rows: Mapping[str, AccountState]) -> tuple[dict[str, AccountState], AccountGrant]:
             state, grant = acquire_rate(
                 rows.get(identity, AccountState()), limits, amounts, self._wall_clock()
             )
             return {identity: state}, grant
 
         return await self._in_thread(lambda: self._transaction([identity], change))
+
+    def release(self, identity: str) -> None:
+        pass
+
+    async def claim_probe(self, identity: str, cooldowns: Mapping[str, Cooldown]) -> bool:
+        def change(rows: Mapping[str, AccountState]) -> tuple[dict[str, AccountState], bool]:
+            state, claimed = claim_probe(rows.get(identity, AccountState()), cooldowns, self._wall_clock())
+            return ({identity: state} if claimed else {}), claimed
+
+        return await self._in_thread(lambda: self._transaction([identity], change))
+
+    async def wait_change(self, seconds: float) -> None:
+        await trio.sleep(seconds)
 
     async def exchange(self, delta: Mapping[str, AccountStateDelta]) -> Mapping[str, AccountState]:
         def change(
@@ -82,9 +104,10 @@ class SqliteAccountState:
 
         return await self._in_thread(lambda: self._transaction(list(delta), change))
 
-    async def load(self) -> Mapping[str, AccountState]:
-        """Return all states without changing the file; none if there is no file."""
-        return await self._in_thread(lambda: read(self.path))
+    async def load(self, identities: Iterable[str]) -> Mapping[str, AccountState]:
+        """Return states without changing the file; none if there is no file."""
+        states = await self._in_thread(lambda: read(self.path))
+        return {identity: states[identity] for identity in identities if identity in states}
 
     async def aclose(self) -> None:
         if self._connection is not None:
