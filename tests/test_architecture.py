@@ -68,6 +68,8 @@ FOREIGN = {
 READ_SETTINGS = (
     "backends/api_keys.py",
     "backends/factory.py",
+    "backends/ledgers.py",
+    "backends/shared_commands.py",
     "backends/local/files.py",
     "__init__.py",
     "cli/",

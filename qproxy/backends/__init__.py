@@ -1,15 +1,17 @@
 """Storage of the state that several processes share. Callers import Protocols only, each beside its callers.
 
     factory    `open_backends(config)`: one member of each Protocol
+    ledgers    the usage ledger of the settings
+    shared_commands   shared state for commands
     api_keys   whether there are API keys, for checks before anything is opened
     backup     a backup of the data directory: its files and its manifest
     ledger_thread, ledger_queries   what ledgers of all kinds of databases have in common
     local      members for the processes of one machine: files, SQLite, memory
     postgres   members for several machines: the ledger
-    redis      members for several machines: limits of API keys and on wrong keys, grants
+    redis      members for several machines: API keys, their limits, limits on wrong keys, grants
 
     Protocol                              local member             what its callers share
-    access.api_keys.ApiKeyStore           FileApiKeys              API keys (`StaticApiKeys` without a file)
+    access.api_keys.ApiKeyStore           FileApiKeys              API keys (`RedisApiKeys`, `StaticApiKeys`)
     access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits, budgets (`RedisUsageLimiter`)
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
     access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets

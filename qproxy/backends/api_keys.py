@@ -11,7 +11,12 @@ from qproxy.config.accounts import ConfigError
 
 
 def has_api_keys(config: Config) -> bool:
-    """Return whether clients need a key. Raises ConfigError if that cannot be read."""
+    """Return whether clients need a key. Raises ConfigError if that cannot be read.
+
+    With keys in shared state they always do, unless `insecure_no_auth` allows a server without any.
+    """
+    if config.shared_state is not None and config.keys_file:
+        return bool(config.api_keys) or not config.insecure_no_auth
     try:
         return bool(config.api_keys or (config.keys_file and key_file.read(Path(config.keys_file))))
     except ApiKeyStoreError as error:

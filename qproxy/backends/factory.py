@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from qproxy.auth.credential_store import CredentialStore, StorageError
 from qproxy.auth.encryption import KeyringCipher
 from qproxy.auth.login_sessions import LoginSessions
 from qproxy.backends.backup import Backup
+from qproxy.backends.ledgers import open_ledger
 from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.backends.local.audit import FileAuditLog
@@ -33,12 +33,8 @@ from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
-from qproxy.backends.local.files import credential_path, databases, secret_files
+from qproxy.backends.local.files import credential_path, databases, secret_files, shared_keys_copy
 from qproxy.backends.local.grants import SqliteGrants
-from qproxy.backends.local.ledger import SqliteUsageLedger
-from qproxy.backends.local.ledger_merge import open_merged
-from qproxy.backends.local.ledger_reader import SqliteLedgerReader
-from qproxy.backends.local.ledger_spool import LedgerSpool
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.reasoning import MemoryReasoning
@@ -48,9 +44,8 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
-from qproxy.config.ledger import is_database_url, ledger_file
 from qproxy.config.secret_files import read_secret
-from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
+from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.conversation_store import ConversationStore
@@ -59,8 +54,8 @@ from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry.audit import AuditLog
 
 if TYPE_CHECKING:
-    from qproxy.backends.postgres.connection import PostgresAddress
     from qproxy.backends.redis.client import RedisClient
+    from qproxy.backends.redis.key_table import KeyTable
     from qproxy.backends.redis.sealing import Sealer
     from qproxy.backends.redis.shared_state import ServerReport, SharedState
 
@@ -101,6 +96,8 @@ class Backends:
     ledger: UsageLedger | None
     """None if usage is not recorded."""
     audit: AuditLog
+    startup: tuple[Callable[[], Awaitable[None]], ...] = ()
+    """Waits of a moment, once the tasks of `background` run, before the first request is served."""
     background: tuple[Callable[[], Awaitable[None]], ...] = ()
     """Tasks that run while the server does."""
 
@@ -112,8 +109,17 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
     shared = open_shared_state(config, local)
     if shared is None:
         return local
+    api_keys, startup = local.api_keys, local.startup
+    if shared.key_table is not None:
+        from qproxy.backends.redis.api_keys import RedisApiKeys
+
+        configured = keys_from_settings(config.api_keys)
+        api_keys = RedisApiKeys(shared.key_table, configured, optional=config.insecure_no_auth)
+        startup = (shared.key_table.wait_loaded,)
     return replace(
         local,
+        api_keys=api_keys,
+        startup=startup,
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
@@ -148,10 +154,19 @@ def open_shared_state(config: Config, local: Backends) -> SharedState | None:
     """
     if config.shared_state is None:
         return None
-    client = _redis_client(config)
+    client = open_redis_client(config)
     from qproxy.backends.redis.shared_state import SharedState
 
-    return SharedState(client, config.shared_state_policy, local.ledger, grants=local.grants)
+    key_table = open_key_table(config, client) if config.keys_file else None
+    policy = config.shared_state_policy
+    return SharedState(client, policy, local.ledger, grants=local.grants, key_table=key_table)
+
+
+def open_key_table(config: Config, client: RedisClient) -> KeyTable:
+    """Return the API keys on the server of `shared_state`."""
+    from qproxy.backends.redis.key_table import KeyTable
+
+    return KeyTable(client, shared_keys_copy(config), start_with_copy=config.shared_state_policy != "closed")
 
 
 class SharedStateFailure(Exception):
@@ -160,7 +175,7 @@ class SharedStateFailure(Exception):
 
 async def probe_shared_state(config: Config) -> ServerReport:
     """Return what the server of `shared_state` reports. Raises SharedStateFailure."""
-    client = _redis_client(config)
+    client = open_redis_client(config)
     from qproxy.backends.redis.errors import RedisError
     from qproxy.backends.redis.shared_state import probe
 
@@ -170,7 +185,7 @@ async def probe_shared_state(config: Config) -> ServerReport:
         raise SharedStateFailure(f"{client.address}: {error}") from None
 
 
-def _redis_client(config: Config) -> RedisClient:
+def open_redis_client(config: Config) -> RedisClient:
     """Return a client of the server of `shared_state`, not connected. Raises ConfigError."""
     try:
         from qproxy.backends.redis.address import InvalidAddress, parse_address
@@ -219,14 +234,26 @@ def open_audit(config: Config) -> AuditLog:
 
 
 def open_api_keys(config: Config) -> ApiKeyStore:
-    """Return the keys of the settings and of the key file. Raises ConfigError if the file cannot be read."""
+    """Return the keys of the settings and of this machine's key file. Raises ConfigError if the file cannot
+    be read."""
     configured = keys_from_settings(config.api_keys)
-    if not config.keys_file:
+    if not config.keys_file or config.shared_state is not None:
         return StaticApiKeys(configured)
     try:
         return FileApiKeys(Path(config.keys_file), configured)
     except ApiKeyStoreError as error:
         raise ConfigError(str(error)) from None
+
+
+def reopen_api_keys(config: Config, running: ApiKeyStore) -> ApiKeyStore:
+    """Return the keys for other settings of a running server. Raises ConfigError as `open_api_keys`."""
+    if config.shared_state is not None:
+        from qproxy.backends.redis.api_keys import RedisApiKeys
+
+        if isinstance(running, RedisApiKeys):
+            configured = keys_from_settings(config.api_keys)
+            return running.with_settings(configured, optional=config.insecure_no_auth)
+    return open_api_keys(config)
 
 
 def open_account_state(config: Config) -> AccountStateStore | None:
@@ -296,67 +323,6 @@ def open_reasoning(config: Config) -> ReasoningStore | None:
     if not config.reasoning_cache_seconds:
         return None
     return MemoryReasoning(seconds=config.reasoning_cache_seconds, max_bytes=MAX_REASONING)
-
-
-def open_ledger(config: Config, pricing: Pricing) -> UsageLedger | None:
-    """Return the usage ledger, None without one. Raises ConfigError."""
-    days, file = config.ledger_retention_days, ledger_file(config.ledger)
-    if file is not None:
-        return SqliteUsageLedger(file, pricing, keep_days=days)
-    if not is_database_url(config.ledger):
-        return None
-    with _database_errors():
-        from qproxy.backends.postgres.ledger import PostgresUsageLedger
-
-        spool = LedgerSpool(_path(config.ledger_spool_file))
-        return PostgresUsageLedger(_address(config), pricing, keep_days=days, spool=spool)
-
-
-def open_ledger_reader(config: Config) -> LedgerReader:
-    """Return the ledger for a command. Raises LedgerError if there is none, ConfigError."""
-    file = ledger_file(config.ledger)
-    if file is not None:
-        return SqliteLedgerReader(file)
-    if not is_database_url(config.ledger):
-        raise LedgerError("the usage ledger is off (setting ledger).")
-    with _database_errors():
-        from qproxy.backends.postgres.ledger_reader import PostgresLedgerReader
-    return PostgresLedgerReader(_address(config))
-
-
-def open_merged_ledgers(config: Config, files: Iterable[Path]) -> LedgerReader:
-    """Return this server's ledger, if it has one, and others' files as one. Raises LedgerError."""
-    if is_database_url(config.ledger):
-        raise LedgerError("a ledger in a database has every machine's usage; --merge is for ledger files.")
-    own = ledger_file(config.ledger)
-    return open_merged([own, *files] if own is not None and own.exists() else files)
-
-
-def describe_ledger_database(config: Config) -> str:
-    """Connect to the ledger's database, and describe it. Raises LedgerError, ConfigError."""
-    with _database_errors():
-        from qproxy.backends.postgres.ledger_reader import describe
-    return describe(_address(config))
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    """Raise ConfigError where the ledger's database cannot be used by these settings."""
-    try:
-        yield
-    except ImportError:
-        raise ConfigError(
-            "ledger: a PostgreSQL database needs the extra: pip install 'qproxy[postgres]'"
-        ) from None
-    except LedgerError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _address(config: Config) -> PostgresAddress:
-    from qproxy.backends.postgres.connection import PostgresAddress
-
-    password = read_secret("ledger_password_file", config.ledger_password_file)
-    return PostgresAddress(config.ledger or "", password=password, timeout=config.ledger_timeout)
 
 
 def back_up(home: Path, archive: Path, *, force: bool, now: float) -> Backup:

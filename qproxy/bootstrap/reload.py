@@ -14,11 +14,11 @@ import trio
 from qproxy.accounts import Account
 from qproxy.backends.factory import (
     credential_opener,
-    open_api_keys,
     open_conversations,
     open_response_runs,
     open_responses,
     open_tool_rounds,
+    reopen_api_keys,
 )
 from qproxy.bootstrap import auth, limits, state, telemetry, transport
 from qproxy.bootstrap.accounts import build_account
@@ -76,13 +76,14 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
     same_transport = unchanged(transport.SETTINGS)
     connections = previous.relay.transport if same_transport else transport.build_transport(config)
     same_tools, same_store = unchanged(TOOL_SETTINGS), unchanged(STORE_SETTINGS)
+    api_keys = reopen_api_keys(config, previous.authentication.api_keys)
     same_concurrency = unchanged(CONCURRENCY_SETTINGS)
     tool_runtime = previous.tool_runtime
     if not same_tools:
         tool_runtime = build_tool_runtime(config, rounds=open_tool_rounds(config))
     return replace(
         previous,
-        authentication=state.build_authentication(config, accounts, open_api_keys(config), catalog),
+        authentication=state.build_authentication(config, accounts, api_keys, catalog),
         root_path=config.root_path,
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=state.build_trusted_proxies(config),

@@ -11,9 +11,9 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from functools import partial
 
 from qproxy import config as configuration
+from qproxy.access.api_keys import ApiKeyStore
 from qproxy.bootstrap.models import package_catalog
 from qproxy.cli.help import DONE, HelpPage
 from qproxy.cli.output import print_note, print_result
@@ -179,12 +179,16 @@ def _create_key(path: str) -> None:
     """Create and print the first API key, unless there is one."""
     import trio
 
-    from qproxy.backends.factory import open_api_keys
+    from qproxy.backends.shared_commands import with_api_keys
 
     config = configuration.load(path=path)
-    store = open_api_keys(config)
+    if not config.api_keys:
+        trio.run(with_api_keys, config, _create_first_key)
+
+
+async def _create_first_key(store: ApiKeyStore) -> None:
     if store.list_keys():
         return
-    key, secret = trio.run(partial(store.create, name="first"))
+    key, secret = await store.create(name="first")
     print_note(f"Created the API key {key.id}. Save it now; it is not shown again:")
     print_result(secret)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from qproxy import config as configuration
 from qproxy.access import api_keys
+from qproxy.access.api_keys import ApiKeyStore
 from qproxy.cli.arguments import count
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
@@ -24,7 +23,8 @@ from qproxy.limits.windows import WINDOWS
 HELP = "create, list and revoke API keys for clients"
 PAGE = HelpPage(
     about="""Create, list and revoke the API keys that your clients send. A key is printed once and stored
-    only as its SHA-256. A running server applies a change from its next request. Each action has its own
+    only as its SHA-256. A running server applies a change from its next request; with the setting
+    shared_state, those of all machines within about a second. Each action has its own
     --help.""",
     examples={
         "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "create a key with limits",
@@ -34,9 +34,12 @@ PAGE = HelpPage(
     },
     files={
         **CONFIGURATION,
-        "$QPROXY_HOME/keys.json": "the keys, unless the setting keys_file names another file",
+        "$QPROXY_HOME/keys.json": "the keys, unless the setting keys_file names another file, or "
+        "shared_state a server",
     },
 )
+
+REJECTED = "A running server rejects it from its next request"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -80,23 +83,30 @@ def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:
 def run(arguments: argparse.Namespace) -> int:
     import trio
 
-    from qproxy.backends.factory import open_api_keys
+    from qproxy.backends.shared_commands import with_api_keys
 
     config, now = configuration.load(path=arguments.config), time.time()
-    store = open_api_keys(replace(config, api_keys=[]))
+    shared = config.shared_state is not None
     if arguments.action == "list":
-        for line in keys_table(store.list_keys(), now):
+        for line in keys_table(trio.run(with_api_keys, config, _list_keys), now):
             print_result(line)
     elif arguments.action == "revoke":
-        revoked = trio.run(store.revoke, arguments.key)
+        revoked = trio.run(with_api_keys, config, lambda store: store.revoke(arguments.key))
         record_change(config, api_keys.audit_entry(current_actor(), "key.revoke", revoked))
-        print_result(f"Revoked {revoked.id}. A running server rejects it from its next request.")
+        when = "Every running server rejects it within about a second" if shared else REJECTED
+        print_result(f"Revoked {revoked.id}. {when}.")
     else:
-        key, secret = trio.run(partial(store.create, **_key_fields(arguments, now)))
+        fields = _key_fields(arguments, now)
+        key, secret = trio.run(with_api_keys, config, lambda store: store.create(**fields))
         record_change(config, api_keys.audit_entry(current_actor(), "key.create", key))
-        print_note(f"Created {key.id} in {config.keys_file}. Save the key now; it is not shown again:")
+        place = "shared_state" if shared else config.keys_file
+        print_note(f"Created {key.id} in {place}. Save the key now; it is not shown again:")
         print_result(secret)
     return 0
+
+
+async def _list_keys(store: ApiKeyStore) -> tuple[api_keys.ApiKey, ...]:
+    return store.list_keys()
 
 
 def keys_table(known: Sequence[api_keys.ApiKey], now: float) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import trio
 
 from qproxy import config as configuration
-from qproxy.access.api_keys import ApiKey
+from qproxy.access.api_keys import ApiKey, ApiKeyStore, keys_from_settings
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.output import print_error, print_note, print_result
@@ -63,9 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find_keys(config: Config, name: str) -> list[ApiKey]:
     """Return every key with this name or ID, revoked ones included. Raises ConfigError if there is none."""
-    from qproxy.backends.factory import open_api_keys
+    from qproxy.backends.shared_commands import with_api_keys
 
-    keys = [key for key in open_api_keys(config).list_keys() if name in (key.name, key.id)]
+    async def list_keys(store: ApiKeyStore) -> Sequence[ApiKey]:
+        return store.list_keys()
+
+    known = [*keys_from_settings(config.api_keys), *trio.run(with_api_keys, config, list_keys)]
+    keys = [key for key in known if name in (key.name, key.id)]
     if not keys:
         raise ConfigError(f"--key: no key {name!r}; `qproxy keys list` shows them.")
     return keys
@@ -87,7 +91,7 @@ async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
 
 
 async def _purge_ledger(config: Config, keys: Sequence[ApiKey]) -> int:
-    from qproxy.backends.factory import open_ledger
+    from qproxy.backends.ledgers import open_ledger
     from qproxy.ledger import Pricing
 
     ledger = open_ledger(config, Pricing())

@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _usage_rows(
     config: configuration.Config, files: Sequence[Path], by: Any, windows: Sequence[str], now: float
 ) -> list[dict[str, Any]]:
-    from qproxy.backends.factory import open_ledger_reader, open_merged_ledgers
+    from qproxy.backends.ledgers import open_ledger_reader, open_merged_ledgers
 
     ledger = open_merged_ledgers(config, files) if files else open_ledger_reader(config)
     try:

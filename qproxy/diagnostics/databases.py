@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from qproxy.backends.factory import describe_ledger_database
+from qproxy.backends.ledgers import describe_ledger_database
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.ledger import is_database_url

@@ -229,6 +229,8 @@ class Server:
         app.nursery.start_soon(self._run_background, scope)
         self._nursery = app.nursery
         await self.state.tool_runtime.open(app.nursery)
+        for wait in self.state.startup:
+            await wait()
         yield
         await self.state.refresh_tasks.stop()
         scope.cancel()

@@ -143,6 +143,8 @@ class ServerState:
     tracer: TracerProtocol | None
     peers: Peers
 
+    startup: tuple[BackgroundTask, ...]
+    """Waits of a moment for those tasks, before the first request is served."""
     background: tuple[BackgroundTask, ...]
     """Tasks of the parts that run for as long as the app is served."""
 

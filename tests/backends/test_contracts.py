@@ -55,6 +55,7 @@ from tests.auth.helpers import in_place, signed
 from tests.backends import fakes
 from tests.backends.redis import members as engine
 from tests.backends.redis.link import Link
+from tests.backends.redis.process import open_api_keys
 from tests.telemetry.factories import record
 
 START = 1_764_500_000.0
@@ -84,8 +85,14 @@ def member(request) -> str:
 # API keys
 
 
-@pytest.fixture
-def key_stores(member, tmp_path, clock) -> tuple[ApiKeyStore, ApiKeyStore]:
+@pytest.fixture(params=["fake", "local", "redis"])
+async def key_stores(request, tmp_path, clock, nursery) -> tuple[ApiKeyStore, ApiKeyStore]:
+    member = request.param
+    if member == "redis":
+        keys: list[Any] = []
+        for _ in range(2):
+            await open_api_keys(request.getfixturevalue("valkey"), nursery, clock, keys)
+        return keys[0], keys[1]
     if member == "fake":
         fake = fakes.FakeApiKeys(clock)
         return fake, fake
@@ -782,7 +789,7 @@ async def test_history_in_equal_slots(ledger, clock):
 
 
 def test_sql_is_confined_to_the_local_backends():
-    """Only `backends.local` imports SQLite's helpers and its own modules, except the factory and checks of
+    """Only `backends.local` imports SQLite's helpers and its own modules, except the factories and checks of
     files."""
     import qproxy
 
@@ -799,6 +806,8 @@ def test_sql_is_confined_to_the_local_backends():
     assert found == {
         "backends/api_keys.py",
         "backends/factory.py",
+        "backends/ledgers.py",
+        "backends/shared_commands.py",
         "diagnostics/system.py",
         "system/sqlite.py",
     }

@@ -22,10 +22,17 @@ def credential_path(account: AccountConfig) -> Path:
     return path if path.suffix == ".json" else path / CREDENTIAL_FILE
 
 
+def shared_keys_copy(config: Config) -> Path | None:
+    """Return the copy of the API keys in `shared_state`, beside the file of those without it."""
+    return Path(config.keys_file).with_suffix(".shared.json") if config.keys_file else None
+
+
 def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
     """Give the files with secrets or their digests, by what they are."""
     if config.keys_file:
         yield "keys of clients", Path(config.keys_file)
+    if config.shared_state is not None and (copy := shared_keys_copy(config)) is not None:
+        yield "copy of the shared keys of clients", copy
     if config.admin_key_file:
         yield "admin key", Path(config.admin_key_file).expanduser()
     if config.ledger_password_file:

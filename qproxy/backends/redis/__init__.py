@@ -15,6 +15,7 @@
     rate_limits    RateLimitStore
     usage_limiter  UsageLimiter
     grants         GrantStore
+    key_table, api_keys   ApiKeyStore
     sealing        encryption of what the server must not read
     shared_state   all members of a process, and the report for `qproxy check`
 

@@ -14,6 +14,7 @@ from qproxy.access.grants import GrantStore
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
+from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.node import parse_info
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
@@ -22,14 +23,14 @@ from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
-SHARED = "rate limits and budgets of API keys, limits on wrong keys, dashboard sessions"
+SHARED = "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions"
 LOCAL = (
-    "API keys, accounts' cooldowns and rate limits, tokens of logged-in accounts, "
+    "accounts' cooldowns and rate limits, tokens of logged-in accounts, "
     "logins in progress, stored responses, tool rounds, reasoning, audit log"
 )
 """What each machine, or process, still has of its own."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, GRANTS)
+SCRIPTS = (LIMITS, GRANTS, API_KEYS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -37,13 +38,21 @@ class SharedState:
     """The members of one process on a server."""
 
     def __init__(
-        self, client: RedisClient, policy: Policy, ledger: UsageLedger | None, *, grants: GrantStore
+        self,
+        client: RedisClient,
+        policy: Policy,
+        ledger: UsageLedger | None,
+        *,
+        grants: GrantStore,
+        key_table: KeyTable | None,
     ) -> None:
-        """`client` has `SCRIPTS`; `grants` is this machine's own store."""
+        """`client` has `SCRIPTS`; `grants` is this machine's own store; without `key_table` the only keys are
+        those of the settings."""
         self._client = client
         self.subscriber = Subscriber(client)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
         self._subjects = (keys, addresses)
+        self.key_table = key_table
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
         self.grants = RedisGrants(client, grants)
@@ -70,6 +79,8 @@ class SharedState:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._client.run)
                 nursery.start_soon(self.subscriber.run)
+                if self.key_table is not None:
+                    nursery.start_soon(self.key_table.run, self.subscriber)
                 for subjects in self._subjects:
                     nursery.start_soon(subjects.run)
 

@@ -1,11 +1,16 @@
 """A server's limits on a real engine over real sockets: settings, start, end, and the check of them."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import trio
 
-from qproxy.backends.factory import open_backends
+from qproxy.access.api_keys import ApiKeyStoreError
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.backends.factory import open_backends, reopen_api_keys
+from qproxy.backends.local import key_file
+from qproxy.backends.shared_commands import import_api_keys, with_api_keys
 from qproxy.bootstrap.models import package_catalog
 from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
@@ -44,8 +49,8 @@ async def test_what_a_process_has_not_sent_is_sent_at_its_end(valkey, caplog):
     (name,) = valkey.execute("KEYS", "q1:{k:*")
     assert float(valkey.execute("HGET", name, "l:tokens")) == pytest.approx(600, abs=50)
     text = " ".join(record.getMessage() for record in caplog.records)
-    assert "rate limits and budgets of API keys" in text
-    assert "local: API keys" in text
+    assert "API keys, their rate limits and budgets" in text
+    assert text.partition("; local: ")[2].startswith("accounts' cooldowns")
 
 
 async def test_without_the_setting_nothing_changes():
@@ -84,3 +89,48 @@ async def test_the_check_of_a_server_that_is_not_there(tmp_path):
     (found,) = await check_shared_state(config, offline=False)
     assert found.state == "failed"
     assert "No such file" in found.message
+
+
+async def test_keys_are_shared_by_commands_servers_and_reloads(valkey, tmp_path):
+    """A command's key is accepted by a server that starts later; a reload changes those of the settings."""
+    config = config_of(valkey, keys_file=str(tmp_path / "keys.json"), host="0.0.0.0")
+    config.check(has_api_keys)
+    key, secret = await with_api_keys(config, lambda store: store.create(name="bob"))
+    assert (tmp_path / "keys.shared.json").exists()
+    backends = backends_of(replace(config, keys_file=str(tmp_path / "other" / "keys.json")))
+    async with trio.open_nursery() as nursery:
+        for task in backends.background:
+            nursery.start_soon(task)
+        for wait in backends.startup:
+            await wait()
+        assert backends.api_keys.authenticate(secret) == key
+        renewed = reopen_api_keys(replace(config, api_keys=["sk-mine"]), backends.api_keys)
+        assert renewed.authenticate(secret) == key
+        assert renewed.authenticate("sk-mine").id == "api_keys[0]"
+        nursery.cancel_scope.cancel()
+
+
+async def test_key_files_are_imported(valkey, tmp_path):
+    """The keys of a machine are accepted everywhere afterwards; repeating it changes nothing."""
+    config = config_of(valkey, keys_file=str(tmp_path / "keys.json"))
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob")
+    assert await import_api_keys(config) == (1, 1)
+    assert await import_api_keys(config) == (0, 1)
+
+    async def authenticate(store):
+        return store.authenticate(secret)
+
+    assert (await with_api_keys(config, authenticate)).name == "bob"
+    with pytest.raises(ConfigError, match="must be set"):
+        await import_api_keys(replace(config, shared_state=None))
+
+
+async def test_commands_without_a_server_are_errors(tmp_path):
+    """Keys cannot be listed or changed without the server; the message has the reason."""
+    config = Config(
+        shared_state=f"unix://{tmp_path}/none",
+        shared_state_connect_timeout=0.01,
+        keys_file=str(tmp_path / "keys.json"),
+    )
+    with pytest.raises(ApiKeyStoreError, match=r"^shared_state cannot be used: no connection"):
+        await with_api_keys(config, lambda store: store.create(name="bob"))
