@@ -66,7 +66,7 @@ class Talk:
 
 
 @asynccontextmanager
-async def over(stream, model=MODEL, headers=(), subprotocols=(), path="/v1/realtime"):
+async def over(stream, model: str | None = MODEL, headers=(), subprotocols=(), path="/v1/realtime"):
     """Yield a session over an open stream; raise trio_websocket.ConnectionRejected when it is rejected."""
     async with trio.open_nursery() as nursery:
         socket = await wrap_client_stream(
@@ -83,7 +83,7 @@ async def over(stream, model=MODEL, headers=(), subprotocols=(), path="/v1/realt
 
 
 @asynccontextmanager
-async def talk(app, model=MODEL, headers=(), subprotocols=(), path="/v1/realtime", **config):
+async def talk(app, model: str | None = MODEL, headers=(), subprotocols=(), path="/v1/realtime", **config):
     """Yield a session with an app that Hypercorn serves over a memory pair."""
     async with served(app, **config) as stream, over(stream, model, headers, subprotocols, path) as talking:
         yield talking

@@ -1,5 +1,8 @@
-"""Groups of settings as the records that the parts take. A setting of 0 that means "no limit" becomes None or
-inf."""
+"""Groups of settings as the records that the parts take.
+
+A setting of 0 that means "no limit" becomes None or inf. A record belongs to the part that it limits; here
+the names of the settings meet those of its fields.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from qproxy.config import Config
 from qproxy.http_server import HttpServerLimits
 from qproxy.relay.realtime import SessionLimits
 from qproxy.server.request_body import RequestLimits
+from qproxy.server.response_socket import ResponseSocketLimits
 from qproxy.transport import TransportLimits
 from qproxy.wire.models import ModelCatalog
 
@@ -61,6 +65,14 @@ def session_limits(config: Config) -> SessionLimits:
         idle_timeout=config.realtime_idle_timeout or math.inf,
         ping_interval=config.realtime_ping_interval or math.inf,
         max_message_bytes=config.realtime_max_message_bytes,
+    )
+
+
+def response_socket_limits(config: Config) -> ResponseSocketLimits:
+    """Return the limits of one WebSocket of the Responses API."""
+    return ResponseSocketLimits(
+        timeout=config.responses_socket_timeout or math.inf,
+        max_cached_bytes=config.responses_socket_max_bytes,
     )
 
 

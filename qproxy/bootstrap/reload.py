@@ -103,6 +103,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         model_directory=state.build_model_directory(config, accounts, connections, catalog),
         tokenizers=Tokenizers(accounts, connections, timeout=config.tokenize_timeout),
         realtime=state.build_realtime(config, catalog),
+        response_sockets=limits.response_socket_limits(config),
         tool_runtime=tool_runtime,
         responses=previous.responses if same_store else open_responses(config),
         conversations=previous.conversations if same_store else open_conversations(config),

@@ -113,6 +113,7 @@ def build_state(
         model_directory=build_model_directory(config, accounts, transport, catalog),
         tokenizers=Tokenizers(accounts, transport, timeout=config.tokenize_timeout),
         realtime=build_realtime(config, catalog),
+        response_sockets=limits.response_socket_limits(config),
         tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
         responses=backends.responses,
         conversations=backends.conversations,

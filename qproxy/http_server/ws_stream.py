@@ -65,6 +65,8 @@ class WSStream(DisconnectNotifier):
         self._connection: Connection | None = None
         """The WebSocket connection; None until it is accepted."""
         self._early_data = b""
+        self.max_message_bytes: int = config.websocket_max_message_size
+        """The app may set another limit before it accepts."""
         self._message_parts: list[Any] = []
         self._size = 0
         """Bytes of the incomplete message."""
@@ -185,7 +187,7 @@ class WSStream(DisconnectNotifier):
         self._size += (
             len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
         )
-        limit = self._config.websocket_max_message_size
+        limit = self.max_message_bytes
         if self._size > limit or len(self._message_parts) >= MAX_PARTS:
             await self._fail(
                 MESSAGE_TOO_BIG, f"A message may have at most {limit} bytes in {MAX_PARTS} parts."

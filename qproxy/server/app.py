@@ -39,6 +39,7 @@ from qproxy.server.routes.info import InfoRoutes
 from qproxy.server.routes.metrics import METRICS_QUERY, MetricsRoutes
 from qproxy.server.routes.openapi import OpenApiRoutes
 from qproxy.server.routes.realtime import RealtimeRoutes
+from qproxy.server.routes.response_socket import ResponseSocketRoutes
 from qproxy.server.routes.responses import ResponseHistory, ResponseRoutes
 from qproxy.server.routes.token_counting import TokenCountRoutes
 from qproxy.server.state import BackgroundTask, Route, RouteGroup, ServerState, StateHolder
@@ -150,7 +151,8 @@ class Server:
         groups: list[RouteGroup] = [
             GenerationRoutes(self, state.endpoints, {"/responses": ResponseHistory}), EmbeddingRoutes(self),
             TokenCountRoutes(self), ResponseRoutes(self), ConversationRoutes(self), InfoRoutes(self),
-            AdminLoginRoutes(self), RealtimeRoutes(self), metrics,
+            AdminLoginRoutes(self), RealtimeRoutes(self), ResponseSocketRoutes(self, lambda: self.middleware),
+            metrics,
             *(extension(self) for extension in extensions),
         ]  # fmt: skip
         apis = tuple(dict.fromkeys((OPENAI, *(endpoint.api for endpoint in state.endpoints))))

@@ -66,7 +66,7 @@ class FastPath:
             nursery.cancel_scope.cancel()  # the response is complete, or the client has disconnected
 
     async def _serve(self, route: Route, send: Any) -> None:
-        reply = await self._respond(route)
+        reply = await respond(self._middleware, route)
         await send(
             {"type": "http.response.start", "status": reply.status, "headers": self._response_headers(reply)}
         )
@@ -91,22 +91,6 @@ class FastPath:
         self._middleware.on_response(reply.status, headers)
         return [(name.encode(), value.encode()) for name, value in headers.items()]
 
-    async def _respond(self, route: Route) -> HTTPResponse:
-        try:
-            self._middleware.on_request(route.path, route)
-            await self._middleware.authorize(route.access)
-            reply: HTTPResponse = await route.view()
-        except QproxyError as error:
-            return error_handlers.error_response(error)
-        except Exception as error:
-            return error_handlers.internal_error_response(error)
-        except BaseExceptionGroup as group:
-            faults = group.split(trio.Cancelled)[1]
-            if not isinstance(faults, ExceptionGroup):
-                raise
-            return error_handlers.internal_error_response(faults)
-        return reply
-
     async def _receive_body(self, incoming: _RequestReader) -> bytes:
         limits = self._server.state.request_limits
         length = request_context.headers().get("content-length") or ""
@@ -118,6 +102,24 @@ class FastPath:
         with deadline.scope:
             return await incoming.body(limits, deadline)
         raise body_timeout(limits)
+
+
+async def respond(middleware: RequestMiddleware, route: Route) -> HTTPResponse:
+    """Return the response of a route to the current request, which may be an error."""
+    try:
+        middleware.on_request(route.path, route)
+        await middleware.authorize(route.access)
+        reply: HTTPResponse = await route.view()
+    except QproxyError as error:
+        return error_handlers.error_response(error)
+    except Exception as error:
+        return error_handlers.internal_error_response(error)
+    except BaseExceptionGroup as group:
+        faults = group.split(trio.Cancelled)[1]
+        if not isinstance(faults, ExceptionGroup):
+            raise
+        return error_handlers.internal_error_response(faults)
+    return reply
 
 
 def _below_root(scope: Any, root: str) -> Any:

@@ -69,6 +69,7 @@ class InFlightRequests:
         self._ended = False
         self.draining = False
         """Whether the server is shutting down; clients should not send new requests."""
+        self.drain_started = trio.Event()
 
     def __repr__(self) -> str:
         return f"<InFlightRequests {len(self._requests)}>"
@@ -80,7 +81,7 @@ class InFlightRequests:
         """Return a request that is in flight until the stack closes, for at most the seconds of a setting."""
         in_flight = InFlightRequest(seconds, setting)
         if self._ended:  # a request on a connection that was still open
-            in_flight.end(_shutting_down_error())
+            in_flight.end(shutting_down_error())
         self._requests.add(in_flight)
         stack.callback(self._requests.remove, in_flight)
         return in_flight
@@ -88,13 +89,15 @@ class InFlightRequests:
     def drain(self) -> None:
         """Report from now on that the server is shutting down."""
         self.draining = True
+        self.drain_started.set()
 
     def end(self) -> None:
         """End all requests, and those that are still to come."""
         self._ended = True
         for in_flight in self._requests:
-            in_flight.end(_shutting_down_error())
+            in_flight.end(shutting_down_error())
 
 
-def _shutting_down_error() -> QproxyError:
+def shutting_down_error() -> QproxyError:
+    """Return the error that ends what is in progress when the server stops."""
     return OverloadedError("The server is shutting down.", code="shutting_down", retry_after=1)

@@ -73,6 +73,11 @@ def websocket_not_supported() -> RequestError:
     return RequestError(message, status=426, code="websocket_not_supported")
 
 
+def websocket_required() -> RequestError:
+    message = "This endpoint requires a WebSocket connection (RFC 6455, or RFC 8441 over HTTP/2)."
+    return RequestError(message, status=426, code="websocket_required")
+
+
 def read_coding(headers: ReadableHeaders, raw: HeaderList) -> str:
     """Return the coding of the body. Raises RequestError for an unsupported one and for a WebSocket
     handshake."""

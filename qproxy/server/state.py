@@ -36,6 +36,7 @@ from qproxy.server.health import Health, health
 from qproxy.server.in_flight import InFlightRequests
 from qproxy.server.request_body import RequestLimits
 from qproxy.server.response_runs import ResponseRunStore
+from qproxy.server.response_socket import ResponseSocketLimits
 from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.audit import AuditLog
@@ -119,6 +120,7 @@ class ServerState:
     model_directory: ModelDirectory
     tokenizers: Tokenizers
     realtime: RealtimeConfig
+    response_sockets: ResponseSocketLimits
     tool_runtime: ToolRuntime
     responses: ResponseStore | None
     """Stored responses; None when they are not stored."""

@@ -18,7 +18,7 @@ LOGIN = AccountConfig("me", "oauth")
 
 RENEWED = {
     "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings",
-    "model_directory", "tokenizers", "realtime",
+    "model_directory", "tokenizers", "realtime", "response_sockets",
     "pricing", "body_logger", "redact",
 }  # fmt: skip
 """Parts that every reload builds again."""

@@ -23,6 +23,16 @@ class ResponseSettings:
     responses_max_bytes: int = setting(
         1024**3, "maximum bytes of stored responses; the least recently used are deleted"
     )
+    responses_socket_timeout: float = setting(
+        3600.0,
+        "maximum seconds for a WebSocket of /v1/responses, after which clients open another one; 0 is no "
+        "limit",
+    )
+    responses_socket_max_bytes: int = setting(
+        64 * 1024 * 1024,
+        "maximum bytes of the conversations that one WebSocket of /v1/responses keeps in memory to continue "
+        "them",
+    )
     store_timeout: float = setting(5.0, "maximum seconds to store or load a response")
     realtime_timeout: float = setting(3600.0, "maximum seconds for a realtime session; 0 is no limit")
     realtime_idle_timeout: float = setting(

@@ -88,7 +88,7 @@ class GenerationRoutes:
                 stack, state.request_limits.client_request_timeout, "client_request_timeout"
             )
             with in_flight.deadline_scope():
-                turn = await _decode_turn(endpoint, state, history)
+                turn = await decode_turn(endpoint, state, history)
                 record.stream = turn.stream
                 key = request_context.api_key()
                 record.relay.client = "" if key is None else key.digest
@@ -112,7 +112,8 @@ class GenerationRoutes:
         return view
 
 
-async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory) -> Turn:
+async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory) -> Turn:
+    """Return the turn of the current request's body.  Raises RequestError when it is unusable."""
     body = await read_json(state.request_limits, state.body_logger)
     selection = {"qwen_params": state.relay.policy.catalog.qwen_params} if endpoint.selects_params else {}
     decode = partial(

@@ -19,6 +19,7 @@ from quart import websocket
 from qproxy.relay.realtime import RealtimeSession, SessionEnd, connect_upstream, end_for_error
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
+from qproxy.server.request_body import websocket_required
 from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import extend_usage, reserve_usage
 from qproxy.wire.endpoints import OPENAI
@@ -58,8 +59,7 @@ class RealtimeRoutes:
 
     async def _reject_http(self) -> HTTPResponse:
         """Raise RequestError for a request without a WebSocket handshake."""
-        message = "This endpoint requires a WebSocket connection (RFC 6455, or RFC 8441 over HTTP/2)."
-        raise RequestError(message, status=426, code="websocket_required")
+        raise websocket_required()
 
     async def _view(self) -> None:
         state, record, stack = self._server.state, request_context.record(), request_context.stack()

@@ -65,8 +65,12 @@ class ResponseHistory(NoHistory):
             await self._extend(asked.conversation, [*asked.items, *answer["output"]])
         if not asked.store or self._store is None:
             return
+        await self._keep(StoredResponse(turn.id, self._owner, asked.previous, answer, asked.items))
+
+    async def _keep(self, stored: StoredResponse) -> None:
+        assert self._store is not None
         try:
-            await self._store.save(StoredResponse(turn.id, self._owner, asked.previous, answer, asked.items))
+            await self._store.save(stored)
         except ResponseStoreError as error:
             log.warning("request %s: its response is not kept: %s", self._request, error)
 

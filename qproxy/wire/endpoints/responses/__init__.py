@@ -18,6 +18,7 @@ with an id): so they are stored, listed and sent to the model, and a stored resp
     output         events as output items, and what happens to them on the way
     objects        the response object, usage, errors, ids, pages of items
     encoder        what happens as server-sent events; the same as a whole response
+    socket_events  the messages of a WebSocket
 
 OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """

@@ -138,9 +138,12 @@ class Encoder:
         frames = []
         for kind, fields in happenings:
             data = {"type": kind, "sequence_number": self._number, **fields}
-            frames.append(sse.encode(json_codec.dumps(data), kind))
+            frames.append(self._frame(kind, json_codec.dumps(data)))
             self._number += 1
         return frames
+
+    def _frame(self, kind: str, data: bytes) -> bytes:
+        return sse.encode(data, kind)
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
