@@ -12,11 +12,9 @@ ROOT = Path(qproxy.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 WIRE_MAY_IMPORT = {
-    "__future__", "base64", "binascii", "ast", "bisect", "codecs", "collections", "copy", "dataclasses",
-    "datetime", "email",
-    "enum", "fnmatch", "functools", "hashlib", "itertools", "json", "math", "operator", "re", "string",
-    "struct",
-    "types", "typing", "warnings", "unicodedata", "urllib",
+    "__future__", "abc", "ast", "base64", "binascii", "bisect", "codecs", "collections", "copy",
+    "dataclasses", "datetime", "email", "enum", "fnmatch", "functools", "hashlib", "itertools", "json",
+    "math", "operator", "re", "string", "struct", "types", "typing", "warnings", "unicodedata", "urllib",
 }  # fmt: skip
 
 # The packages from the top down: each imports only packages of lower layers.

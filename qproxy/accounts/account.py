@@ -37,7 +37,20 @@ from qproxy.wire.http_request import Headers
 from qproxy.wire.models import ModelCatalog
 from qproxy.wire.models.catalog import EMPTY
 
-Capability: TypeAlias = Literal["chat", "embedding", "realtime"]
+Capability: TypeAlias = Literal[
+    "chat",
+    "embedding",
+    "realtime",
+    "multimodal_embedding",
+    "rerank",
+    "speech",
+    "transcription",
+    "image",
+    "moderation",
+    "decision",
+    "file",
+    "batch",
+]
 """A task that an account may support."""
 MAX_COOLDOWNS = 200
 """Maximum number of cooldowns of single models: the names come from clients."""
@@ -78,6 +91,8 @@ class Account:
     """Maximum texts per embedding request; 0 if embeddings are not supported."""
     realtime_url: str = ""
     """URL of the realtime API; empty if there is none."""
+    tasks: frozenset[str] | None = None
+    """Tasks beside chat, embeddings and realtime sessions; None for any."""
     catalog: ModelCatalog = field(default=EMPTY, repr=False)
     """Metadata of models."""
     identity: str = ""
@@ -132,7 +147,8 @@ class Account:
             "embedding": self.embedding_batch > 0,
             "realtime": bool(self.realtime_url),
         }
-        return capabilities[task] and any(fnmatchcase(model, pattern) for pattern in self.models)
+        able = capabilities.get(task, self.tasks is None or task in self.tasks)
+        return able and any(fnmatchcase(model, pattern) for pattern in self.models)
 
     def target(self, credential: Credential, model: str, trace_headers: Headers = ()) -> UpstreamTarget:
         """Return the target of a request for the model, with additional headers."""

@@ -49,6 +49,7 @@ def request_limits(config: Config) -> RequestLimits:
     """Return the limits of one request."""
     return RequestLimits(
         max_body_bytes=config.max_body_bytes,
+        max_upload_bytes=config.max_upload_bytes,
         max_json_depth=config.max_json_depth,
         max_messages=config.max_messages,
         client_body_timeout=config.client_body_timeout,

@@ -206,6 +206,7 @@ def build_relay(
         retired_models=config.retired_models,
         catalog=catalog,
         embedding_requests=config.max_embedding_requests,
+        result_hosts=tuple(config.result_hosts),
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
     return Relay(pool, transport, policy, reasoning, token_ratios)

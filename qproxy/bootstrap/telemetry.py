@@ -1,4 +1,7 @@
-"""Observers of a server's requests, from a `Config`: the usage ledger, traces, the body log."""
+"""Observers of a server's requests, from a `Config`: the usage ledger, traces, the body log.
+
+Prices are the operator's before the package's, which apply to the accounts of their region and plan.
+"""
 
 from __future__ import annotations
 

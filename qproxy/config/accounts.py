@@ -64,6 +64,11 @@ Coding plans, token plans and logins have no embeddings."""
 COMPLETIONS: dict[str, list[str] | None] = {"payg": None, "open": ["*"]}
 """Models that the upstream's own `/completions` accepts, by plan; None: those marked so in the model
 catalog."""
+TASKS = (
+    "rerank", "speech", "transcription", "image", "multimodal_embedding", "moderation", "decision", "file",
+    "batch",
+)  # fmt: skip
+"""Tasks that an account serves, or not, beside chat, embeddings and realtime sessions."""
 LOGIN_RPM = 60
 """Requests per minute that a login was allowed while there was a free tier."""
 WORKSPACE_REGIONS = (
@@ -118,6 +123,10 @@ class AccountConfig:
     realtime_url: str | None = None
     """URL of its realtime models; None: Model Studio's on the same host for pay-as-you-go keys; "" for
     none."""
+    tasks: list[str] | None = None
+    """Tasks beside chat, embeddings and realtime sessions that it serves: rerank, speech, transcription,
+    image, multimodal_embedding, moderation, decision, file, batch; None: all of them, and none for plans and
+    logins."""
 
     @property
     def identity(self) -> str:
@@ -187,7 +196,12 @@ def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str,
     batch, completions = account.embedding_batch, account.completions
     if batch is not None and batch < 0:
         raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
+    unknown = set(account.tasks or ()).difference(TASKS)
+    if unknown:
+        known = ", ".join(TASKS)
+        raise ConfigError(f"account {account.name!r}: tasks: {min(unknown)!r} is none of {known}.")
     return {
+        "tasks": [] if account.tasks is None and plan not in ("payg", "open") else account.tasks,
         "realtime_url": realtime.default_realtime_url(base_url)
         if plan == "payg" and realtime_url is None
         else realtime_url or "",

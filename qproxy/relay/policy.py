@@ -25,4 +25,6 @@ class RelayPolicy:
     catalog: ModelCatalog
     embedding_requests: int
     """Maximum batches in flight per request for embeddings."""
+    result_hosts: tuple[str, ...]
+    """Patterns of the hosts of files that responses link to."""
     profile: Callable[[str], tool_calls.ModelProfile]

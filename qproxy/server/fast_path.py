@@ -11,7 +11,7 @@ HTTP stream if there is one, otherwise by that task at ASGI's message.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -21,7 +21,13 @@ import trio
 from qproxy.server import error_handlers, request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
-from qproxy.server.request_body import BodyDeadline, RequestLimits, body_timeout, body_too_large
+from qproxy.server.request_body import (
+    BodyDeadline,
+    RequestLimits,
+    body_timeout,
+    body_too_large,
+    upload_too_large,
+)
 from qproxy.server.request_context import ROOT_PATH
 from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError
@@ -61,7 +67,13 @@ class FastPath:
             return
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             incoming = _RequestReader(receive, nursery.cancel_scope, scope["extensions"].get(HTTP_STREAM))
-            request_context.bind(scope, stack, nursery, partial(self._receive_body, incoming))
+            request_context.bind(
+                scope,
+                stack,
+                nursery,
+                partial(self._receive_body, incoming),
+                partial(self._receive_pieces, incoming),
+            )
             await self._serve(route, send)
             nursery.cancel_scope.cancel()  # the response is complete, or the client has disconnected
 
@@ -91,10 +103,27 @@ class FastPath:
         self._middleware.on_response(reply.status, headers)
         return [(name.encode(), value.encode()) for name, value in headers.items()]
 
+    async def _receive_pieces(self, incoming: _RequestReader, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        limits = self._server.state.request_limits
+        if _declares_more(max_bytes):
+            raise upload_too_large(max_bytes)
+        deadline = BodyDeadline(limits)
+        size, more = 0, True
+        while more:
+            piece = None
+            with trio.move_on_at(deadline.scope.deadline):
+                piece, more = await incoming.receive()
+            if piece is None:
+                raise body_timeout(limits)
+            size += len(piece)
+            if size > max_bytes:
+                raise upload_too_large(max_bytes)
+            yield piece
+            deadline.extend(size)
+
     async def _receive_body(self, incoming: _RequestReader) -> bytes:
         limits = self._server.state.request_limits
-        length = request_context.headers().get("content-length") or ""
-        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > limits.max_body_bytes):
+        if _declares_more(limits.max_body_bytes):
             raise body_too_large(limits)
         if incoming.is_complete():
             return await incoming.body(limits)
@@ -122,6 +151,12 @@ async def respond(middleware: RequestMiddleware, route: Route) -> HTTPResponse:
     return reply
 
 
+def _declares_more(max_bytes: int) -> bool:
+    """Return whether the head of the request declares a longer body."""
+    length = request_context.headers().get("content-length") or ""
+    return length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > max_bytes)
+
+
 def _below_root(scope: Any, root: str) -> Any:
     """Return the scope with its path below `root`, which a reverse proxy may have removed already."""
     path = scope["path"]
@@ -142,6 +177,17 @@ class _RequestReader:
     def is_complete(self) -> bool:
         """Return whether the whole body has arrived, so that reading it cannot wait."""
         return self._http_stream is not None and self._http_stream.request_complete
+
+    async def receive(self) -> tuple[bytes, bool]:
+        """Return the next piece of the body, and whether there are more."""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            await self._on_disconnect()
+            return b"", False
+        more = message.get("more_body", False)
+        if not more and self._http_stream is None:
+            request_context.nursery().start_soon(self._watch)
+        return message.get("body", b""), more
 
     async def body(self, limits: RequestLimits, deadline: BodyDeadline | None = None) -> bytes:
         """Return the whole body.  Raises RequestError when it is too large."""

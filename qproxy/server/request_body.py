@@ -29,6 +29,8 @@ class RequestLimits:
     """The limits of one request: bytes, depth, messages, and seconds (`math.inf` for no limit)."""
 
     max_body_bytes: int
+    max_upload_bytes: int
+    """Bytes of a form with files."""
     max_json_depth: int
     max_messages: int
     client_body_timeout: float
@@ -41,6 +43,11 @@ class RequestLimits:
 
 def body_too_large(limits: RequestLimits, what: str = "request body") -> RequestError:
     message = f"The {what} is larger than {limits.max_body_bytes:,} bytes (max_body_bytes)."
+    return RequestError(message, status=413, code="request_too_large")
+
+
+def upload_too_large(max_bytes: int) -> RequestError:
+    message = f"The upload is larger than {max_bytes:,} bytes (max_upload_bytes)."
     return RequestError(message, status=413, code="request_too_large")
 
 

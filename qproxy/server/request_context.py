@@ -7,8 +7,8 @@ it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -60,6 +60,8 @@ class RequestContext:
     nursery: trio.Nursery | None
     """Owns the tasks beside the handler; None once the request is finished."""
     read_body: Callable[[], Awaitable[bytes]]
+    body_pieces: Callable[[int], AsyncGenerator[bytes, None]] | None = None
+    """Yields a body as it arrives, up to a number of bytes; None where bodies are read at once."""
     allow_receive: Callable[[], None] | None = None
     """Lets the next message of a WebSocket be read."""
     api: Api = OPENAI
@@ -85,13 +87,17 @@ current = _current.get
 
 
 def bind(
-    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery, read_body: Callable[[], Awaitable[bytes]]
+    scope: Any,
+    stack: AsyncExitStack,
+    nursery: trio.Nursery,
+    read_body: Callable[[], Awaitable[bytes]],
+    body_pieces: Callable[[int], AsyncGenerator[bytes, None]] | None = None,
 ) -> RequestContext:
     """Make this the request of the current task and its children."""
     record = RequestRecord(
         "req_" + secrets.token_hex(16), scope.get("method", "GET"), scope["path"][:MAX_LOGGED_PATH]
     )
-    context = RequestContext(scope, Headers(scope["headers"]), record, stack, nursery, read_body)
+    context = RequestContext(scope, Headers(scope["headers"]), record, stack, nursery, read_body, body_pieces)
     stack.callback(context.release_nursery)
     _current.set(context)
     return context
@@ -115,6 +121,17 @@ def headers() -> Headers:
 async def body() -> bytes:
     """Return the request's whole body.  Raises RequestError when it is too large or too slow."""
     return await _current.get().read_body()
+
+
+async def body_pieces(max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the request's body as it arrives. Raises RequestError when it is too large or too slow."""
+    pieces = _current.get().body_pieces
+    if pieces is None:
+        yield await body()
+        return
+    async with aclosing(pieces(max_bytes)) as arriving:
+        async for piece in arriving:
+            yield piece
 
 
 def peer() -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:

@@ -14,10 +14,10 @@ import os
 import select
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h11
 import trio
@@ -34,7 +34,7 @@ from qproxy.transport.proxy import Origin
 from qproxy.wire import http1
 from qproxy.wire.bounded_h11 import BoundedConnection
 from qproxy.wire.errors import RetryHint, UpstreamError
-from qproxy.wire.http_request import Headers, HTTPRequest
+from qproxy.wire.http_request import Headers, HTTPRequest, Upload
 
 READ_SIZE = 64 * 1024
 T = TypeVar("T")
@@ -178,17 +178,20 @@ class UpstreamConnection:
             with map_errors(f"Cannot send the request to {self.host}", retry=RetryHint.SOON):
                 head = self._send_with_h11(request, fields)
         sent = self.interruptible.send_nowait(head, request.body) if self.interruptible is self.stream else 0
-        if sent < len(head) + len(request.body):
-            await self._write_rest(head[sent:], memoryview(request.body)[max(0, sent - len(head)) :])
+        if sent < len(head) + len(request.body) or request.upload is not None:
+            body = memoryview(request.body)[max(0, sent - len(head)) :]
+            await self._write_rest(head[sent:], body, request.upload)
 
-    async def _write_rest(self, head: bytes, body: memoryview) -> None:
+    async def _write_rest(self, head: bytes, body: memoryview, upload: Upload | None) -> None:
         first = max(0, READ_SIZE - len(head))
         try:
-            with trio.fail_after(self.limits.write_timeout):
-                await self.stream.send_all(head + body[:first])
+            await self._send_all(head + body[:first])
             for start in range(first, len(body), READ_SIZE):
-                with trio.fail_after(self.limits.write_timeout):
-                    await self.stream.send_all(body[start : start + READ_SIZE])
+                await self._send_all(body[start : start + READ_SIZE])
+            if upload is not None:
+                async with aclosing(upload.chunks()) as chunks:
+                    async for chunk in chunks:
+                        await self._send_all(chunk)
         except trio.TooSlowError:
             failure, limit = f"Upstream {self.host} did not accept the request", self.limits.write_timeout
             raise timeout_error(failure, limit, "upstream_write_timeout") from None
@@ -196,14 +199,19 @@ class UpstreamConnection:
             # A server may respond (413, 401) without reading the whole body: read its response first.
             self._keep_alive = False
 
+    async def _send_all(self, data: bytes | memoryview) -> None:
+        with trio.fail_after(self.limits.write_timeout):
+            await self.stream.send_all(data)
+
     def _send_with_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
         """Hand the exchange over to h11, and return the request's head as h11 writes it."""
         http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_head_bytes)
         head = http.send(
             h11.Request(method=request.method, target=self._target(request), headers=list(fields))
         )
-        if request.body:
-            http.send(h11.Data(data=request.body))
+        if request.content_length:
+            body: Any = _Sized(request.content_length)
+            http.send_with_data_passthrough(h11.Data(data=body))
         http.send(h11.EndOfMessage())
         return head or b""
 
@@ -304,6 +312,16 @@ class UpstreamConnection:
         await trio.aclose_forcefully(self.stream)
 
 
+class _Sized:
+    """The length of a body: h11 counts its bytes, which are written elsewhere."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+
 def format_seconds(limit: float | None) -> float:
     """Return a limit as a number, `math.inf` for none."""
     return math.inf if limit is None else limit
@@ -333,7 +351,8 @@ def request_headers(
         (b"user-agent", user_agent.encode()),
         (b"accept-encoding", b"identity"),  # saves decoding every chunk, and prevents buffering
     )
-    length = ((b"content-length", str(len(request.body)).encode()),) if request.body else ()
+    size = request.content_length
+    length = ((b"content-length", str(size).encode()),) if size else ()
     if proxy_authorization is not None:
         own = (*own, (b"proxy-authorization", proxy_authorization.encode()))
     return (*own, *request.headers, *length)

@@ -19,12 +19,12 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from re import fullmatch
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from qproxy.wire import json_codec
+from qproxy.wire.host_pattern import is_allowed
 from qproxy.wire.http_request import Headers, HTTPRequest
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -307,9 +307,7 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     """Return the API's base URL for a token's `resource_url`; raise ValueError if the token may not be sent
     there.
 
-    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest. A `*`
-    in a host stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain
-    the deeper names belong to its tenants, such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
+    `allowed` holds patterns of hosts (`host_pattern`).
     """
     url = resource_url.strip().rstrip("/")
     if "://" not in url:
@@ -318,20 +316,8 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     host = parts.hostname or ""
     if parts.query or parts.fragment or parts.username or not fullmatch(r"[a-z0-9.:-]+", host):
         raise ValueError(f"{sanitize(resource_url)!r} is not the URL of an API")
-    if not any(_allows(pattern, parts.scheme, host, parts.netloc.lower()) for pattern in allowed):
+    if not is_allowed(parts, allowed):
         raise ValueError(
             f"{parts.scheme}://{sanitize(parts.netloc)} is not a host that may receive the token"
         )
     return url if url.lower().endswith("/v1") else f"{url}/v1"
-
-
-def _allows(pattern: str, scheme: str, host: str, netloc: str) -> bool:
-    if "://" in pattern:
-        return f"{scheme}://{netloc}" == pattern.lower().rstrip("/")
-    return scheme == "https" and netloc in (host, f"{host}:443") and _host_matches(pattern.lower(), host)
-
-
-def _host_matches(pattern: str, host: str) -> bool:
-    """Return whether the pattern matches the host, label by label."""
-    labels, wanted = host.split("."), pattern.split(".")
-    return len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted))

@@ -12,7 +12,7 @@ import trustme
 
 from qproxy.transport import HandshakeRejected, UpstreamTransport, UpstreamWebSocket
 from qproxy.wire.errors import RetryHint, UpstreamError
-from qproxy.wire.http_request import HTTPRequest
+from qproxy.wire.http_request import HTTPRequest, Upload
 from tests.defaults import transport_limits
 
 GET = HTTPRequest("GET", "http://host.test/v1/models?secret=1", ((b"authorization", b"Bearer sk-secret"),))
@@ -89,6 +89,39 @@ async def test_bodies(script, nursery):
     transport = UpstreamTransport(transport_limits(), connect=Net(nursery, script).connect)
     assert await fetch(transport) == (200, b"hi")
     assert sound(transport)
+
+
+class Zeros(Upload):
+    """A body that is made while it is sent."""
+
+    def __init__(self, length):
+        self.length = length
+        self.reads = 0
+
+    async def chunks(self):
+        self.reads += 1
+        for start in range(0, self.length, 50_000):
+            await trio.lowlevel.checkpoint()
+            yield b"0" * min(50_000, self.length - start)
+
+
+@pytest.mark.parametrize("script", BODIES.values(), ids=BODIES.keys())
+async def test_uploads(script, nursery):
+    """A body that is not in memory is sent in pieces, with its length, before any form of response."""
+    net, body = Net(nursery, script), Zeros(300_000)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
+    assert await fetch(transport, HTTPRequest("POST", "http://h.test/x", upload=body)) == (200, b"hi")
+    assert net.requests == [b"0" * 300_000]
+    assert sound(transport)
+
+
+async def test_an_upload_is_sent_again_on_a_new_connection(nursery):
+    """A pooled connection that turns out to be dead is replaced, and the body is read from its start."""
+    net, body = Net(nursery, [OK, None], [OK]), Zeros(10)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
+    await fetch(transport)
+    assert await fetch(transport, HTTPRequest("POST", "http://host.test/x", upload=body)) == (200, b"hi")
+    assert (net.connected, net.requests[-1]) == (2, b"0" * 10)
 
 
 async def test_the_sent_head(nursery):

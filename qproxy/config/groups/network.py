@@ -47,6 +47,11 @@ class NetworkSettings:
         "http_proxy, ALL_PROXY",
         secret=True,
     )
+    result_hosts: list[str] = setting(
+        ["dashscope-result-*.oss-*.aliyuncs.com", "dashscope-result-*.oss-accelerate.aliyuncs.com"],
+        "hosts from which the files that a response links to (sound, pictures) are downloaded, over HTTPS; "
+        "`*` stands for one label, an origin (http://127.0.0.1:8788) is allowed as well",
+    )
     no_proxy: str = setting(
         "",
         "hosts to reach without a proxy, comma-separated; in addition to NO_PROXY if a variable names the "
@@ -114,5 +119,8 @@ class NetworkSettings:
     max_queue_size: int = setting(100, "queued requests; further ones are refused at once")
     max_header_bytes: int = setting(64 * 1024, "maximum bytes of a request head")
     max_body_bytes: int = setting(64 * 1024 * 1024, "maximum bytes of a request body, also when decompressed")
+    max_upload_bytes: int = setting(
+        512 * 1024 * 1024, "maximum bytes of a request that uploads files, which are kept on disk meanwhile"
+    )
     max_json_depth: int = setting(128, "maximum nesting of a request body, in levels")
     max_messages: int = setting(10_000, "maximum messages per request")
