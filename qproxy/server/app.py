@@ -117,7 +117,8 @@ class WebSocketConnection(TrioASGIWebsocketConnection):
 
     def __init__(self, app: QuartTrio, scope: Any) -> None:
         super().__init__(app, scope)
-        self._receive_requested = trio.Event()
+        self._receives = trio.Semaphore(0)
+        """The messages that may be read; the first one may be requested before the handshake was read."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
         self.scope["path"] = normalize_path(self.scope["path"])
@@ -132,12 +133,11 @@ class WebSocketConnection(TrioASGIWebsocketConnection):
             nursery.cancel_scope.cancel()
 
     def _allow_receive(self) -> None:
-        self._receive_requested.set()
+        self._receives.release()
 
     async def _receive_one(self, receive: Any) -> Any:
         """Return the next message once the handler has requested one."""
-        await self._receive_requested.wait()
-        self._receive_requested = trio.Event()
+        await self._receives.acquire()
         return await receive()
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 from openai.types.responses import ResponseSteerFailedEvent
 from openai.types.responses.responses_server_event import ResponsesServerEvent, ResponseWsError
+from quart import websocket
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
@@ -16,6 +17,7 @@ from qproxy import tools
 from qproxy.backends.local import key_file
 from qproxy.emulator import PauseStep, ScriptedReply
 from qproxy.emulator.faults import json_reply
+from qproxy.server import request_context
 from tests.disconnects import BEGUN, slow, until
 from tests.helpers import MODEL, h2c, leftovers, world
 from tests.integration.test_realtime import reject
@@ -370,6 +372,25 @@ async def test_messages_are_bounded(autojump_clock):
         await client.send(create("x" * 250_000))
         _, code, _ = await client.end()
         assert code == 1009
+
+
+async def test_no_request_to_read_is_lost(autojump_clock):
+    """A view may ask for messages before the server has read the handshake, and gets them all."""
+    async with world() as it:
+
+        @it.app.websocket("/echo")
+        async def echo():
+            request_context.allow_receive()
+            request_context.allow_receive()
+            await websocket.accept()
+            for _ in range(2):
+                await websocket.send(await websocket.receive())
+
+        async with talk(it.app, None, path="/echo") as client:
+            with trio.fail_after(5):
+                for number in range(2):
+                    await client.send({"number": number})
+                    assert await client.receive() == {"number": number}
 
 
 async def test_a_request_without_a_handshake():
