@@ -56,6 +56,7 @@ def request_limits(config: Config) -> RequestLimits:
         client_min_body_rate=config.client_min_body_rate,
         client_request_timeout=config.client_request_timeout or math.inf,
         keep_alive_interval=config.keep_alive_interval or math.inf,
+        max_background_responses=config.max_background_responses,
     )
 
 

@@ -40,6 +40,7 @@ from qproxy.relay.tokenizers import Tokenizers
 from qproxy.sandbox import SystemSandbox
 from qproxy.server import ServerState
 from qproxy.server.authentication import Access, Authentication
+from qproxy.server.background_runs import BackgroundRuns
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.host_policy import HostPolicy
 from qproxy.server.in_flight import InFlightRequests
@@ -118,6 +119,7 @@ def build_state(
         responses=backends.responses,
         conversations=backends.conversations,
         response_runs=backends.response_runs,
+        background_runs=BackgroundRuns(),
         refresh_tasks=refresh_tasks,
         login_sessions=backends.login_sessions(refresh_tasks),
         in_flight=InFlightRequests(),

@@ -9,6 +9,8 @@ from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS, current_shutdown
 from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import Worker
 
+SHUTDOWN_SECONDS = 30.0
+"""Seconds for the app's own shutdown, beside its wait for responses in the background."""
 MAX_STREAMS = 250
 """Concurrent streams of one HTTP/2 connection."""
 
@@ -44,6 +46,7 @@ class HttpServerLimits:
         TCPServer.max_linger_bytes, TCPServer.linger_seconds = self.linger_bytes, self.linger_timeout
         shutdown.configure(
             graceful_timeout=shutdown.timeout,
+            shutdown_timeout=shutdown.timeout + SHUTDOWN_SECONDS,
             keep_alive_timeout=self.keep_alive_timeout,
             h11_max_incomplete_size=self.max_header_bytes,
             h2_max_header_list_size=self.max_header_bytes,

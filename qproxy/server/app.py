@@ -10,6 +10,7 @@ was.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -233,10 +234,20 @@ class Server:
         await self.state.tool_runtime.open(app.nursery)
         for wait in self.state.startup:
             await wait()
+        self.state.background_runs.open(app.nursery)
         yield
+        await self._end_background_runs(app.nursery.cancel_scope)
         await self.state.refresh_tasks.stop()
         scope.cancel()
         await self.aclose()
+
+    async def _end_background_runs(self, scope: trio.CancelScope) -> None:
+        """Wait for the responses in the background, within `graceful_timeout`. Quart's own limit on `scope`,
+        that of all tasks of the app, applies to what comes after them."""
+        seconds = scope.deadline - trio.current_time()
+        scope.deadline = math.inf
+        await self.state.background_runs.close(self.state.http_limits.graceful_timeout)
+        scope.deadline = trio.current_time() + seconds
 
     async def aclose(self) -> None:
         """Close what the parts hold open: idle connections and stores."""

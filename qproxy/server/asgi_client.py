@@ -111,7 +111,12 @@ async def in_process(app: AsgiApp) -> AsyncIterator[InProcessClient]:
     """
     to_app, inbox = trio.open_memory_channel[Any](2)
     outbox, from_app = trio.open_memory_channel[Any](2)
-    shutdown = Shutdown()
+    shutdown, is_stopped = Shutdown(), False
+
+    async def stop() -> None:
+        await to_app.send({"type": "lifespan.shutdown"})
+        await from_app.receive()
+
     async with trio.open_nursery() as nursery:
         token = current_shutdown.set(shutdown)  # for the app's lifespan
         nursery.start_soon(
@@ -125,13 +130,16 @@ async def in_process(app: AsgiApp) -> AsyncIterator[InProcessClient]:
             try:
                 yield client
                 shutdown.started.set()
-                with trio.move_on_after(shutdown.timeout):
+                deadline = trio.current_time() + shutdown.timeout
+                with trio.move_on_at(deadline):
                     await client.wait_idle()
+                with trio.move_on_at(deadline + DISCONNECT_TIMEOUT):  # for responses in the background
+                    await stop()
+                is_stopped = True
             finally:
-                # The app's own shutdown must run even if cancelled.
-                with trio.move_on_after(DISCONNECT_TIMEOUT, shield=True):
-                    await to_app.send({"type": "lifespan.shutdown"})
-                    await from_app.receive()
+                if not is_stopped:  # the app's own shutdown must run even if cancelled
+                    with trio.move_on_after(DISCONNECT_TIMEOUT, shield=True):
+                        await stop()
                 nursery.cancel_scope.cancel()
             return
         nursery.cancel_scope.cancel()

@@ -39,6 +39,8 @@ class RequestLimits:
     client_request_timeout: float
     keep_alive_interval: float
     """Seconds without an event after which a stream sends its API's keep-alive."""
+    max_background_responses: int
+    """Of this process."""
 
 
 def body_too_large(limits: RequestLimits, what: str = "request body") -> RequestError:

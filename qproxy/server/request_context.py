@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import trio
@@ -101,6 +101,12 @@ def bind(
     stack.callback(context.release_nursery)
     _current.set(context)
     return context
+
+
+def resume(context: RequestContext, stack: AsyncExitStack, nursery: trio.Nursery) -> None:
+    """Continue a request in the current task and its children, with another stack and nursery than its
+    connection's."""
+    _current.set(replace(context, stack=stack, nursery=nursery))
 
 
 def scope() -> dict[str, Any]:

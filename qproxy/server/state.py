@@ -30,6 +30,7 @@ from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
 from qproxy.relay.tokenizers import Tokenizers
 from qproxy.server.authentication import Access, Authentication
+from qproxy.server.background_runs import BackgroundRuns
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.health import Health, health
@@ -127,6 +128,8 @@ class ServerState:
     conversations: ConversationStore | None
     """None when responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
+    background_runs: BackgroundRuns
+    """The responses that this process generates in the background."""
     refresh_tasks: RefreshTasks
     login_sessions: LoginSessions
 

@@ -16,6 +16,16 @@ from qproxy.server.response_runs import RunEvents, RunNotFound, RunSignal, RunSt
 Clock = Callable[[], float]
 
 
+class WallClock:
+    """A wall clock that goes with Trio's, and that a test may set forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now + trio.current_time()
+
+
 class FakeConversations:
     """Conversations in a dictionary, without expiry."""
 

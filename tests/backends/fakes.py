@@ -44,7 +44,7 @@ from qproxy.telemetry.records import RequestRecord
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
-from tests.backends.fake_responses import FakeConversations, FakeResponseRuns
+from tests.backends.fake_responses import FakeConversations, FakeResponseRuns, WallClock
 
 Clock = Callable[[], float]
 
@@ -539,12 +539,16 @@ class Fakes:
     account_states: dict[str, AccountState] = field(default_factory=dict)
     responses: FakeResponses = field(default_factory=FakeResponses)
     conversations: FakeConversations = field(default_factory=FakeConversations)
-    response_runs: FakeResponseRuns = field(default_factory=FakeResponseRuns)
+    wall_clock: WallClock = field(default_factory=WallClock)
+    """Of leases."""
     tool_rounds: FakeToolRounds = field(default_factory=FakeToolRounds)
     reasoning: FakeReasoning = field(default_factory=FakeReasoning)
     ledger: FakeLedger = field(default_factory=FakeLedger)
     credentials: dict[str, FakeCredentials] = field(default_factory=dict)
     audit: FakeAuditLog = field(default_factory=FakeAuditLog)
+
+    def __post_init__(self) -> None:
+        self.response_runs = FakeResponseRuns(self.wall_clock)
 
     def backends(self) -> Backends:
         """Return the backends that a server is built on."""

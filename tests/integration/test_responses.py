@@ -126,7 +126,7 @@ REFUSED = {
     "no model": ({"input": "hi", "model": None}, 400, "missing_required_parameter"),
     "unknown model": ({**ASK, "model": "nope"}, 404, "model_not_found"),
     "a limit": ({**ASK, "model": "fault-429"}, 429, "rate_limit_exceeded"),
-    "background": ({**ASK, "background": True}, 400, "unsupported_parameter"),
+    "background without a store": ({**ASK, "background": True, "store": False}, 400, "invalid_value"),
 }
 
 

@@ -34,6 +34,9 @@ class ResponseSettings:
         "them",
     )
     store_timeout: float = setting(5.0, "maximum seconds to store or load a response")
+    max_background_responses: int = setting(
+        100, "responses that each worker generates in the background at a time; further ones get a 429"
+    )
     realtime_timeout: float = setting(3600.0, "maximum seconds for a realtime session; 0 is no limit")
     realtime_idle_timeout: float = setting(
         600.0, "maximum seconds of silence from both ends of a realtime session; 0 is no limit"

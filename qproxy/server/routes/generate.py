@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from qproxy.access.rate_limits import output_limit
 from qproxy.relay.event_stream import MAX_EVENTS, EventStream, apart
+from qproxy.relay.tool_loop import RequestTools
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.in_flight import InFlightRequest
@@ -30,6 +31,8 @@ from qproxy.wire.json_codec import LARGE
 from qproxy.wire.token_estimate import prompt_size
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
+StartResponse: TypeAlias = Callable[[], Awaitable[EventStream]]
+"""Opens the response within the context of its request."""
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -48,6 +51,16 @@ class NoHistory:
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         """Save a whole response.  Failures are logged, not raised: the response itself is good."""
+
+    def is_background(self, turn: Turn) -> bool:
+        """Return whether a response is generated beyond its client's connection (`run`)."""
+        return False
+
+    async def run(
+        self, turn: Turn, encoder: StreamEncoder, start: StartResponse, in_flight: InFlightRequest
+    ) -> HTTPResponse:
+        """Start a response in the background, and return the client's first response."""
+        raise NotImplementedError
 
     async def save_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
         """Save a streamed response before its last bytes are sent.  Failures are logged, not raised."""
@@ -101,9 +114,11 @@ class GenerationRoutes:
                 estimate = await reserve_usage(state, turn.model, prompt_size(equipped), output_limit(turn))
                 equipped, turn = (replace(each, token_estimate=estimate) for each in (equipped, turn))
                 stack.callback(await state.concurrency.acquire())
-                answer = await state.tool_runtime.start(
-                    state.relay, equipped, tools, record.relay, stack, request_context.nursery
-                )
+                if history.is_background(turn):
+                    start = partial(_start_response, state, equipped, tools)
+                    turn = turn.without_prompt()
+                    return await history.run(turn, endpoint.encoder(turn), start, in_flight)
+                answer = await _start_response(state, equipped, tools)
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await _whole_response(endpoint, state, history, turn, answer)
@@ -131,6 +146,12 @@ async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory
     turn = await apart(decode) if is_large else decode()
     apply_headers = endpoint.api.apply_headers
     return turn if apply_headers is None else apply_headers(turn, request_context.headers().get)
+
+
+async def _start_response(state: ServerState, turn: Turn, tools: RequestTools) -> EventStream:
+    """Return the started response."""
+    record, stack = request_context.record().relay, request_context.stack()
+    return await state.tool_runtime.start(state.relay, turn, tools, record, stack, request_context.nursery)
 
 
 async def _whole_response(

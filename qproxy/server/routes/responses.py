@@ -1,27 +1,32 @@
-"""Stored responses: saved by `POST /v1/responses`, with routes that retrieve, list and delete them.
+"""Stored responses: saved by `POST /v1/responses`, with routes that retrieve, cancel, list and delete them.
 
 Here: the ownership of responses, and errors for missing ones. Not here: the shape of items
 (`wire.endpoints.responses`) and the storage (`backends`).
 
 A `completed` or `incomplete` response is saved before its last bytes are sent, so that a client can continue
 it as soon as it receives `response.completed`. A failed response, or one whose client disconnected, is not
-saved: it is truncated. A response belongs to its client's API key, by the full digest.
+saved: it is truncated. One in the background is saved in any case. A response belongs to its client's API
+key, by the full digest.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 from quart import request
 
 from qproxy.server import request_context
+from qproxy.server.background_runs import BackgroundRun
 from qproxy.server.conversation_store import ConversationNotFound, ConversationStore
 from qproxy.server.http_response import HTTPResponse, json_response
+from qproxy.server.in_flight import InFlightRequest
 from qproxy.server.response_store import ResponseNotFound, ResponseStore, ResponseStoreError, StoredResponse
+from qproxy.server.routes.client_responses import ClientResponses
 from qproxy.server.routes.conversations import conversation_not_found
-from qproxy.server.routes.generate import NoHistory
+from qproxy.server.routes.generate import NoHistory, StartResponse
 from qproxy.server.routes.stored_items import client_owner, load_items, page_query
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.wire.endpoints import OPENAI, StreamEncoder, responses
@@ -30,10 +35,8 @@ from qproxy.wire.events import Turn
 
 log = logging.getLogger("qproxy.server")
 Item = dict[str, Any]
-
-
-def _not_found(id: str) -> NoReturn:
-    raise RequestError(f"Response with id {id[:100]!r} not found.", status=404)
+FINAL_STATUSES = ("completed", "incomplete")
+"""Statuses of responses that can be continued."""
 
 
 class ResponseHistory(NoHistory):
@@ -61,7 +64,7 @@ class ResponseHistory(NoHistory):
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         asked = responses.request_of(turn)
-        if asked.conversation is not None:
+        if asked.conversation is not None and answer["status"] in FINAL_STATUSES:
             await self._extend(asked.conversation, [*asked.items, *answer["output"]])
         if not asked.store or self._store is None:
             return
@@ -78,6 +81,36 @@ class ResponseHistory(NoHistory):
         assert isinstance(encoder, responses.Encoder)
         if encoder.response is not None:
             await self.save(turn, encoder.response)
+
+    def is_background(self, turn: Turn) -> bool:
+        return responses.request_of(turn).background
+
+    async def run(
+        self, turn: Turn, encoder: StreamEncoder, start: StartResponse, in_flight: InFlightRequest
+    ) -> HTTPResponse:
+        state, context = self.state, request_context.current()
+        assert isinstance(encoder, responses.Encoder)
+        assert state.responses is not None
+        assert state.response_runs is not None
+        state.background_runs.check_limit(state.request_limits.max_background_responses)
+        request, clients = responses.request_of(turn), ClientResponses(state, self._owner)
+        run = BackgroundRun(
+            self._owner,
+            turn.id,
+            store=state.response_runs,
+            encoder=encoder,
+            in_flight=in_flight,
+            start=start,
+            save=partial(self.save, turn),
+            delete=partial(clients.delete, turn.id),
+        )
+        queued = responses.queued_response(turn)
+        await state.responses.save(
+            StoredResponse(turn.id, self._owner, request.previous, queued, request.items)
+        )
+        await run.queue()
+        state.background_runs.start(run, context)
+        return await clients.stream(turn.id, -1) if request.streams else json_response(queued)
 
     async def _extend(self, conversation: str, items: list[Item]) -> None:
         """Append a response's input and output to its conversation."""
@@ -114,6 +147,10 @@ async def _previous_items(store: ResponseStore | None, owner: str, previous: str
         raise RequestError(
             message, param="previous_response_id", code="previous_response_not_found"
         ) from None
+    if chain[-1].response["status"] not in FINAL_STATUSES:
+        status = chain[-1].response["status"]
+        message = f"Previous response with id {previous[:100]!r} is {status}: it cannot be continued."
+        raise RequestError(message, param="previous_response_id", code="previous_response_not_found")
     return [item for stored in chain for item in stored.conversation()]
 
 
@@ -124,29 +161,28 @@ class ResponseRoutes:
         self._server = server
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/responses/<id>", ("GET",), self._get, api=OPENAI)
+        yield Route("/responses/<id>", ("GET",), self._get, api=OPENAI, streams=True)
         yield Route("/responses/<id>", ("DELETE",), self._delete, api=OPENAI)
         yield Route("/responses/<id>/input_items", ("GET",), self._input_items, api=OPENAI)
         yield Route("/responses/<id>/cancel", ("POST",), self._cancel, api=OPENAI)
 
     async def _get(self, id: str) -> HTTPResponse:
         if request.args.get("stream") in ("true", "1"):
-            message = "'stream' is not supported: only background responses can be streamed again."
-            raise RequestError(message, param="stream", code="unsupported_parameter")
-        return json_response((await self._find(id)).response)
+            after = responses.starting_after(request.args.get("starting_after"))
+            return await self._responses().stream(id, after)
+        response = (await self._responses().find(id)).response
+        include = request.args.getlist("include[]")
+        return json_response({**response, "output": responses.include_fields(response["output"], include)})
 
     async def _delete(self, id: str) -> HTTPResponse:
-        try:
-            await self._store(id).delete(client_owner(), id)
-        except ResponseNotFound:
-            _not_found(id)
+        await self._responses().delete(id)
         return json_response({"id": id, "object": "response", "deleted": True})
 
     async def _input_items(self, id: str) -> HTTPResponse:
         """Return the model's input: the conversation before the response, and the request's own items."""
-        stored = await self._find(id)
+        stored = await self._responses().find(id)
         try:
-            chain = await self._store(id).conversation(client_owner(), id)
+            chain = await self._responses().store(id).conversation(client_owner(), id)
         except ResponseNotFound:  # an earlier response of the conversation was deleted
             chain = [stored]
         before = [item for earlier in chain[:-1] for item in earlier.conversation()]
@@ -154,14 +190,7 @@ class ResponseRoutes:
         return json_response(responses.list_page(items, **page_query()))
 
     async def _cancel(self, id: str) -> HTTPResponse:
-        await self._find(id)
-        raise RequestError("Cannot cancel a synchronous response.")
+        return json_response((await self._responses().cancel(id)).response)
 
-    def _store(self, id: str) -> ResponseStore:
-        return self._server.state.responses or _not_found(id)
-
-    async def _find(self, id: str) -> StoredResponse:
-        try:
-            return await self._store(id).get(client_owner(), id)
-        except ResponseNotFound:
-            _not_found(id)
+    def _responses(self) -> ClientResponses:
+        return ClientResponses(self._server.state, client_owner())

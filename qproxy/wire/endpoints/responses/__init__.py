@@ -17,15 +17,22 @@ with an id): so they are stored, listed and sent to the model, and a stored resp
     output_items   the kinds of output items while they grow
     output         events as output items, and what happens to them on the way
     objects        the response object, usage, errors, ids, pages of items
+    stored_events  the end of a stream that is read from stored events
     encoder        what happens as server-sent events; the same as a whole response
     socket_events  the messages of a WebSocket
 
 OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """
 
-from qproxy.wire.endpoints.responses.encoder import Encoder, response
+from qproxy.wire.endpoints.responses.encoder import Encoder, queued_response, response
 from qproxy.wire.endpoints.responses.input_items import include_fields
-from qproxy.wire.endpoints.responses.objects import list_page, response_of
+from qproxy.wire.endpoints.responses.objects import (
+    is_active,
+    list_page,
+    response_of,
+    starting_after,
+    with_error,
+)
 from qproxy.wire.endpoints.responses.request import (
     ResponsesRequest,
     conversation_id,
@@ -40,9 +47,13 @@ __all__ = [
     "conversation_id",
     "decode",
     "include_fields",
+    "is_active",
     "list_page",
+    "queued_response",
     "referenced_ids",
     "request_of",
     "response",
     "response_of",
+    "starting_after",
+    "with_error",
 ]

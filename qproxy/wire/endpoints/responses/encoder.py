@@ -12,7 +12,7 @@ OpenAPI `ResponseStreamEvent`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints import openai_errors
@@ -53,6 +53,13 @@ class ResponseBuilder:
             ("response.in_progress", {"response": response}),
         ]
 
+    def queue(self) -> list[ItemEvent]:
+        response = queued_response(self._turn)
+        return [("response.created", {"response": response}), ("response.queued", {"response": response})]
+
+    def begin(self) -> list[ItemEvent]:
+        return self.start()[1:]
+
     def feed(self, event: Event) -> list[ItemEvent]:
         """Return the stream events of an event; further choices, which cannot be requested here, are
         ignored."""
@@ -78,9 +85,14 @@ class ResponseBuilder:
         response = objects.response_object(
             self._turn, self._request.echo, "failed", self._output.snapshot(), error=error
         )
-        details = openai_errors.error_object(error)
-        flat = {key: details[key] for key in ("code", "message", "param")}
-        return [("response.failed", {"response": response}), ("error", {**flat, "error": details})]
+        return [("response.failed", {"response": response}), error_event(error)]
+
+    def cancel(self) -> list[ItemEvent]:
+        """Return the event of a cancelled response, for which OpenAI has no type of its own."""
+        response = objects.response_object(
+            self._turn, self._request.echo, "cancelled", self._output.snapshot()
+        )
+        return [("response.incomplete", {"response": response})]
 
     def response(self) -> dict[str, JSON]:
         """Return the finished response."""
@@ -110,11 +122,20 @@ class Encoder:
         self._finished = False
         self.response: dict[str, JSON] | None = None
         """The response, once it has completed."""
+        self.last_response: dict[str, JSON] | None = None
+        """The response in the last of the events: completed, failed or cancelled."""
+
+    def queue(self) -> list[bytes]:
+        """Return the first frames of a response in the background, which `begin` follows."""
+        return self._frames(self._builder.queue())
+
+    def begin(self) -> list[bytes]:
+        return self._frames(self._builder.begin())
 
     def feed(self, event: Event) -> list[bytes]:
         """Return the frames for an event."""
         if isinstance(event, StreamFailed):
-            return [self.error_event(event.error)]
+            return self.fail(event.error)
         return [*self._started(), *self._frames(self._builder.feed(event))]
 
     def close(self) -> list[bytes]:
@@ -123,27 +144,65 @@ class Encoder:
             return []
         self._finished = True
         frames = [*self._started(), *self._frames(self._builder.end())]
-        self.response = self._builder.response()
+        self.response = self.last_response = self._builder.response()
         return frames
+
+    def cancel(self) -> list[bytes]:
+        """Return the frame that ends a cancelled response; nothing after the end."""
+        if self._finished:
+            return []
+        self._finished = True
+        return self._last_frames(self._builder.cancel())
+
+    def fail(self, error: QproxyError) -> list[bytes]:
+        """Return the frames that report a failure of a started response."""
+        self._finished = True
+        return [*self._started(), *self._last_frames(self._builder.fail(error))]
 
     def error_event(self, error: QproxyError) -> bytes:
         """Return the frames that report a failure of a started response."""
-        self._finished = True
-        return b"".join([*self._started(), *self._frames(self._builder.fail(error))])
+        return b"".join(self.fail(error))
+
+    def _last_frames(self, happenings: list[ItemEvent]) -> list[bytes]:
+        self.last_response = happenings[0][1]["response"]
+        return self._frames(happenings)
 
     def _started(self) -> list[bytes]:
         return [] if self._number else self._frames(self._builder.start())
 
     def _frames(self, happenings: Iterable[ItemEvent]) -> list[bytes]:
-        frames = []
-        for kind, fields in happenings:
-            data = {"type": kind, "sequence_number": self._number, **fields}
-            frames.append(self._frame(kind, json_codec.dumps(data)))
-            self._number += 1
+        frames = encode_events(happenings, self._number, self._frame)
+        self._number += len(frames)
         return frames
 
     def _frame(self, kind: str, data: bytes) -> bytes:
-        return sse.encode(data, kind)
+        return _sse_frame(kind, data)
+
+
+def _sse_frame(kind: str, data: bytes) -> bytes:
+    return sse.encode(data, kind)
+
+
+def encode_events(
+    happenings: Iterable[ItemEvent], number: int, frame: Callable[[str, bytes], bytes] = _sse_frame
+) -> list[bytes]:
+    """Return a frame for each event; the first one has the sequence number `number`."""
+    frames = []
+    for kind, fields in happenings:
+        data = {"type": kind, "sequence_number": number, **fields}
+        frames.append(frame(kind, json_codec.dumps(data)))
+        number += 1
+    return frames
+
+
+def error_event(error: QproxyError) -> ItemEvent:
+    details = openai_errors.error_object(error)
+    return "error", {**{key: details[key] for key in ("code", "message", "param")}, "error": details}
+
+
+def queued_response(turn: Turn) -> dict[str, JSON]:
+    """Return a response in the background before it is generated."""
+    return objects.response_object(turn, request_of(turn).echo, "queued")
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:

@@ -9,7 +9,7 @@ OpenAPI `Response`, `ResponseUsage`, `ResponseError`, `ResponseItemList`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import QproxyError, RequestError
@@ -59,7 +59,6 @@ def response_object(
         "object": "response",
         "created_at": turn.created,
         "status": status,
-        "background": False,
         "error": None if error is None else error_object(error),
         "incomplete_details": {"reason": REASONS[reason]} if reason in REASONS else None,
         "model": turn.model,
@@ -67,6 +66,16 @@ def response_object(
         "usage": None if usage is None else usage_object(usage),
         **echo,
     }
+
+
+def is_active(response: Mapping[str, JSON]) -> bool:
+    """Return whether a response is still generated."""
+    return response["status"] in ("queued", "in_progress")
+
+
+def with_error(response: Mapping[str, JSON], error: QproxyError) -> dict[str, JSON]:
+    """Return a response as failed."""
+    return {**response, "status": "failed", "error": error_object(error)}
 
 
 def usage_object(usage: Usage) -> dict[str, JSON]:
@@ -129,6 +138,15 @@ def list_page(
         "last_id": shown[-1]["id"] if shown else "",
         "has_more": len(items) > size,
     }
+
+
+def starting_after(text: str | None) -> int:
+    """Return the query parameter as the number of the last event that the client has; -1 without it."""
+    if text is None:
+        return -1
+    if not text.isascii() or not text.isdecimal() or len(text) > 15:
+        validation.wrong_value("starting_after", f"expected a sequence number, but got {text[:40]!r}.")
+    return int(text)
 
 
 def _limit(text: str | None) -> int:

@@ -5,7 +5,7 @@ The turn has the whole conversation: the stored items of earlier responses (`bef
 items. Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
 
 Fields that a Qwen model does not support are left out and named. Fields whose omission would change the
-meaning are rejected (`background`, `prompt`).
+meaning are rejected (`prompt`).
 
 OpenAPI `CreateResponse`.
 """
@@ -35,7 +35,6 @@ READ_PARAMS = frozenset((
     "truncation", "max_tool_calls",
 ))  # fmt: skip
 REJECTED_PARAMS = {
-    "background": "Background responses are not supported.",
     "prompt": "Stored prompts are not supported: send instructions and input.",
 }
 
@@ -114,6 +113,14 @@ class ResponsesRequest:
     namespaces: dict[str, tuple[str, str]]
     """Group and tool name by the name that is offered to the model."""
 
+    streams: bool
+    """Whether the client requests the events; those of a response in the background are generated anyway."""
+
+    @property
+    def background(self) -> bool:
+        """Is true if the response is generated apart from the client's connection."""
+        return bool(self.echo["background"])
+
     @property
     def previous(self) -> str | None:
         """The id of the response that this one continues."""
@@ -168,7 +175,7 @@ def decode(
     body = validation.body(body)
     model = validation.require_model(body, default_model)
     fields = validation.check_fields(body, FIELDS)
-    _reject(fields)
+    _reject(fields, keeps)
     if "input" not in fields:
         validation.missing("input")
     own, dropped = items.parse_items(
@@ -189,7 +196,7 @@ def decode(
         tools=offered.declared.tools,
         tool_choice=offered.declared.tool_choice,
         params=params,
-        stream=fields.get("stream", False),
+        stream=fields.get("stream", False) or fields.get("background", False),
         store=fields.get("store") is not False,
         separates_rounds=True,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
@@ -214,13 +221,20 @@ def _endpoint_state(
         include_encrypted="reasoning.encrypted_content" in fields.get("include", ()),
         logprobs="logprobs" in params,
         namespaces=offered.namespaces,
+        streams=fields.get("stream", False),
     )
 
 
-def _reject(fields: Mapping[str, JSON]) -> None:
+def _reject(fields: Mapping[str, JSON], keeps: bool) -> None:
     for name, message in REJECTED_PARAMS.items():
         if fields.get(name):
             raise RequestError(message, param=name, code="unsupported_parameter")
+    if fields.get("background") and not keeps:
+        message = "This server stores no responses (store_responses), and runs none in the background."
+        raise RequestError(message, param="background", code="unsupported_parameter")
+    if fields.get("background") and fields.get("store") is False:
+        message = "Invalid value for 'background': a response in the background requires 'store' to be true."
+        raise RequestError(message, param="background", code="invalid_value")
     if "conversation" in fields and "previous_response_id" in fields:
         message = "Mutually exclusive parameters: send only one of 'previous_response_id' and 'conversation'."
         raise RequestError(message, param="conversation", code="mutually_exclusive_parameters")
@@ -284,6 +298,7 @@ def _echo(fields: Mapping[str, JSON], offered: tools.ResponsesTools, keeps: bool
     text, reasoning = fields.get("text", {}), fields.get("reasoning", {})
     conversation = fields.get("conversation")
     return {
+        "background": fields.get("background", False),
         "conversation": None if conversation is None else {"id": conversation},
         "instructions": fields.get("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),

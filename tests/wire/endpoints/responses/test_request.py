@@ -317,7 +317,8 @@ WRONG = {
     "output without output": ({"input": [{"type": "function_call_output", "call_id": "c"}]},
         "input[0].output", "Missing"),
     "reference without id": ({"input": [{"type": "item_reference"}]}, "input[0].id", "a string"),
-    "background": ({"background": True}, "background", "Background"),
+    "background without a store": ({"background": True}, "background", "store_responses"),
+    "background of another type": ({"background": 1}, "background", "a boolean"),
     "conversation": ({"conversation": 5}, "conversation", "a string"),
     "conversation without an id": ({"conversation": {}}, "conversation.id", "Missing"),
     "two conversations": (
