@@ -190,7 +190,7 @@ class BackgroundRun:
         try:
             if not await self._store.finish(self.owner, self.id):  # it was deleted at this moment
                 await self._delete()
-        except ResponseStoreError as error:
+        except QproxyError as error:
             log.warning("response %s: its end is not stored: %s", self.id, error)
 
 
