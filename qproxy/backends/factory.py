@@ -51,6 +51,7 @@ from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
+from qproxy.server.stores import ResponseStores
 from qproxy.telemetry.audit import AuditLog
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ MAX_ADDRESSES = 20_000
 DATABASE_ERROR: type[Exception] = sqlite3.Error
 """Raised for a broken or locked database."""
 OpenCredentials = Callable[[AccountConfig], CredentialStore]
+
+
+def open_stores(config: Config) -> ResponseStores:
+    """Return the stores of the Responses API on this machine."""
+    return ResponseStores(open_responses(config), open_conversations(config), open_response_runs(config))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -90,6 +96,8 @@ class Backends:
     conversations: ConversationStore | None
     """None if responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
+    open_stores: Callable[[Config], ResponseStores] = open_stores
+    """Opens these three for changed settings."""
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
@@ -116,6 +124,8 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         configured = keys_from_settings(config.api_keys)
         api_keys = RedisApiKeys(shared.key_table, configured, optional=config.insecure_no_auth)
         startup = (shared.key_table.wait_loaded,)
+    stores = _store_opener(shared)
+    opened = stores(config)
     return replace(
         local,
         api_keys=api_keys,
@@ -123,6 +133,10 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
+        responses=opened.responses,
+        conversations=opened.conversations,
+        response_runs=opened.response_runs,
+        open_stores=stores,
         background=(shared.run,),
     )
 
@@ -158,8 +172,24 @@ def open_shared_state(config: Config, local: Backends) -> SharedState | None:
     from qproxy.backends.redis.shared_state import SharedState
 
     key_table = open_key_table(config, client) if config.keys_file else None
-    policy = config.shared_state_policy
-    return SharedState(client, policy, local.ledger, grants=local.grants, key_table=key_table)
+    return SharedState(
+        client,
+        config.shared_state_policy,
+        local.ledger,
+        grants=local.grants,
+        key_table=key_table,
+        sealer=open_sealer(config),
+    )
+
+
+def _store_opener(shared: SharedState) -> Callable[[Config], ResponseStores]:
+    """Return what opens the stores of the Responses API: shared ones, if they can be sealed."""
+    stores = shared.stores
+    if stores is None:
+        return open_stores
+    return lambda config: stores.open_responses(
+        open_stores(config), max_age=config.responses_max_age, max_bytes=config.shared_response_max_bytes
+    )
 
 
 def open_key_table(config: Config, client: RedisClient) -> KeyTable:

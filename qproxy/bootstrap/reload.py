@@ -14,9 +14,6 @@ import trio
 from qproxy.accounts import Account
 from qproxy.backends.factory import (
     credential_opener,
-    open_conversations,
-    open_response_runs,
-    open_responses,
     open_tool_rounds,
     reopen_api_keys,
 )
@@ -38,6 +35,7 @@ RESTART_REQUIRED = frozenset({
     "ledger_password_file", "ledger_spool_file", "ledger_timeout",
     "shared_state", "shared_state_password_file", "shared_state_key_file", "shared_state_prefix",
     "shared_state_policy", "shared_state_timeout", "shared_state_connect_timeout",
+    "shared_response_max_bytes",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""
@@ -78,6 +76,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
     same_tools, same_store = unchanged(TOOL_SETTINGS), unchanged(STORE_SETTINGS)
     api_keys = reopen_api_keys(config, previous.authentication.api_keys)
     same_concurrency = unchanged(CONCURRENCY_SETTINGS)
+    stores = previous if same_store else previous.open_stores(config)
     tool_runtime = previous.tool_runtime
     if not same_tools:
         tool_runtime = build_tool_runtime(config, rounds=open_tool_rounds(config))
@@ -105,9 +104,9 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         realtime=state.build_realtime(config, catalog),
         response_sockets=limits.response_socket_limits(config),
         tool_runtime=tool_runtime,
-        responses=previous.responses if same_store else open_responses(config),
-        conversations=previous.conversations if same_store else open_conversations(config),
-        response_runs=previous.response_runs if same_store else open_response_runs(config),
+        responses=stores.responses,
+        conversations=stores.conversations,
+        response_runs=stores.response_runs,
         pricing=telemetry.build_pricing(config, catalog),
         redact=telemetry.build_redact(config),
         body_logger=telemetry.build_body_logger(config),

@@ -119,6 +119,7 @@ def build_state(
         responses=backends.responses,
         conversations=backends.conversations,
         response_runs=backends.response_runs,
+        open_stores=backends.open_stores,
         background_runs=BackgroundRuns(),
         refresh_tasks=refresh_tasks,
         login_sessions=backends.login_sessions(refresh_tasks),

@@ -18,6 +18,7 @@ http_response    responses on either path
 error_handlers   errors as responses
 health           the state that `/readyz` reports
 response_store   the interface of stored responses
+stores           the stores that are opened together
 conversation_store   the interface of conversations
 response_runs    the interface of responses' events, and of those that are generated apart from their client
 asgi_client      the app without a socket, for Trio programs (`in_process_response`: one request)

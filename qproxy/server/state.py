@@ -39,6 +39,7 @@ from qproxy.server.request_body import RequestLimits
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_socket import ResponseSocketLimits
 from qproxy.server.response_store import ResponseStore
+from qproxy.server.stores import ResponseStores
 from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.audit import AuditLog
 from qproxy.telemetry.body_log import BodyLogger
@@ -128,6 +129,8 @@ class ServerState:
     conversations: ConversationStore | None
     """None when responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
+    open_stores: Callable[[Any], ResponseStores]
+    """Opens these three for changed settings."""
     background_runs: BackgroundRuns
     """The responses that this process generates in the background."""
     refresh_tasks: RefreshTasks

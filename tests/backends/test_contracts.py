@@ -586,10 +586,15 @@ async def test_a_login_in_progress_is_shared(open_logins, tmp_path, autojump_clo
 # Stored responses
 
 
-@pytest.fixture
-async def response_stores(member, tmp_path):
-    if member == "fake":
-        stores: list[ResponseStore] = [fakes.FakeResponses()] * 2
+@pytest.fixture(params=["fake", "local", "redis"])
+async def response_stores(request, tmp_path, clock, nursery):
+    if request.param == "redis":
+        server = request.getfixturevalue("valkey")
+        stores: list[ResponseStore] = [
+            await engine.open_responses(Link(server, clock), nursery) for _ in range(2)
+        ]
+    elif request.param == "fake":
+        stores = [fakes.FakeResponses()] * 2
     else:
         path = tmp_path / "responses.sqlite3"
         stores = [SqliteResponseStore(path, max_age=100.0, max_bytes=10**6, timeout=5.0) for _ in range(2)]

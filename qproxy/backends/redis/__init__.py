@@ -15,6 +15,9 @@
     rate_limits    RateLimitStore
     usage_limiter  UsageLimiter
     grants         GrantStore
+    records        what owners have, deflated and sealed
+    responses      ResponseStore
+    stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
     sealing        encryption of what the server must not read
     shared_state   all members of a process, and the report for `qproxy check`

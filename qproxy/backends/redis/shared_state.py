@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from qproxy.access.grants import GrantStore
+from qproxy.backends.redis import stores
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
@@ -18,6 +19,8 @@ from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.node import parse_info
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
+from qproxy.backends.redis.sealing import Sealer
+from qproxy.backends.redis.stores import RedisStores
 from qproxy.backends.redis.subjects import Policy, Subjects
 from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
@@ -26,11 +29,13 @@ from qproxy.ledger import UsageLedger
 SHARED = "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions"
 LOCAL = (
     "accounts' cooldowns and rate limits, tokens of logged-in accounts, "
-    "logins in progress, stored responses, tool rounds, reasoning, audit log"
+    "logins in progress, tool rounds, reasoning, audit log"
 )
 """What each machine, or process, still has of its own."""
+SEALED = "stored responses"
+"""What is shared with a `shared_state_key_file`, and local without one."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, GRANTS, API_KEYS)
+SCRIPTS = (LIMITS, GRANTS, API_KEYS, *stores.SCRIPTS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -45,9 +50,10 @@ class SharedState:
         *,
         grants: GrantStore,
         key_table: KeyTable | None,
+        sealer: Sealer | None,
     ) -> None:
         """`client` has `SCRIPTS`; `grants` is this machine's own store; without `key_table` the only keys are
-        those of the settings."""
+        those of the settings, and without `sealer` nothing that has to be sealed is shared."""
         self._client = client
         self.subscriber = Subscriber(client)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
@@ -56,13 +62,17 @@ class SharedState:
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
         self.grants = RedisGrants(client, grants)
+        self.stores = None if sealer is None else RedisStores(client, sealer)
 
     def __repr__(self) -> str:
         return f"<SharedState {self._client!r}>"
 
     async def run(self) -> None:
         """Serve the members until cancelled, and then send what the server does not know yet."""
-        log.info("shared state: in %s: %s; local: %s", self._client.address, SHARED, LOCAL)
+        shared, local = f"{SHARED}, {SEALED}", LOCAL
+        if self.stores is None:
+            shared, local = SHARED, f"{LOCAL}; without shared_state_key_file also {SEALED}"
+        log.info("shared state: in %s: %s; local: %s", self._client.address, shared, local)
         work = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, work)

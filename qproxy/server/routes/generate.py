@@ -134,13 +134,12 @@ async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory
     decode = partial(
         endpoint.decode,
         body,
-        id=endpoint.id_prefix + secrets.token_hex(12),
         created=int(time.time()),
         request_id=request_context.record().id,
         default_model=state.default_model,
         max_messages=state.request_limits.max_messages,
         **selection,
-        **await history.load(body),
+        **{"id": endpoint.id_prefix + secrets.token_hex(12), **await history.load(body)},
     )
     is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
     turn = await apart(decode) if is_large else decode()

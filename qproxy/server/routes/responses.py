@@ -12,6 +12,7 @@ key, by the full digest.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -49,7 +50,10 @@ class ResponseHistory(NoHistory):
         self._request = request_context.record().id
 
     async def load(self, body: Any) -> dict[str, Any]:
-        """Return the conversation that the request continues, and the items that it references."""
+        """Return the conversation that the request continues, and the items that it references.
+
+        The ids of its responses begin alike: a store keeps them together by that.
+        """
         previous, ids = responses.referenced_ids(body)
         conversation = responses.conversation_id(body)
         before: list[Item] = []
@@ -60,7 +64,9 @@ class ResponseHistory(NoHistory):
         elif previous is not None:
             before = await _previous_items(self._store, self._owner, previous)
         known = await load_items(self._store, self._owner, ids)
-        return {"before": before, "known": known, "keeps": self._store is not None}
+        arguments = {"before": before, "known": known, "keeps": self._store is not None}
+        root = None if previous is None else responses.response_root(previous)
+        return arguments if root is None else {**arguments, "id": f"resp_{root}{secrets.token_hex(8)}"}
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         asked = responses.request_of(turn)

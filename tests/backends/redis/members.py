@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 
 import trio
 
 from qproxy.backends.local.grants import SqliteGrants
+from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.grants import MAX_GRANTS, RedisGrants
 from qproxy.backends.redis.rate_limits import RedisRateLimits
+from qproxy.backends.redis.responses import RedisResponses
 from qproxy.backends.redis.script import Script, load_script
+from qproxy.backends.redis.sealing import Sealer
 from qproxy.backends.redis.subjects import Policy, Subjects
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant
+from qproxy.server.response_store import ResponseStore
 from tests.backends.fakes import FakeLedger
 from tests.backends.redis.link import Link
 from tests.backends.redis.server import Server, with_clock
+
+SEALER = Sealer([base64.urlsafe_b64encode(bytes(range(32))).decode()])
 
 
 async def open_subjects(
@@ -58,6 +65,27 @@ async def open_grants(
     script = with_clock(load_script("grants"))
     client = await open_client(link, nursery, script)
     return RedisGrants(client, SqliteGrants(None, wall_clock=clock), script=script, limit=limit)
+
+
+def scripts_with_clock(*names: str) -> list[Script]:
+    """Return scripts whose time is that of the link."""
+    return [with_clock(load_script(name)) for name in names]
+
+
+async def open_responses(
+    link: Link,
+    nursery: trio.Nursery,
+    *,
+    sealer: Sealer = SEALER,
+    local: ResponseStore | None = None,
+    max_age: float = 100.0,
+    max_bytes: int = 10**6,
+) -> RedisResponses:
+    """Return the responses of one machine, with a store of its own in memory."""
+    scripts = scripts_with_clock("responses", "owners")
+    client = await open_client(link, nursery, *scripts)
+    local = local or SqliteResponseStore(None, max_age=max_age, max_bytes=10**6, timeout=5.0)
+    return RedisResponses(client, sealer, local, max_age=max_age, max_bytes=max_bytes, scripts=scripts)
 
 
 class SettledRateLimits(RedisRateLimits):

@@ -30,6 +30,7 @@ from qproxy.wire.endpoints.responses.objects import (
     is_active,
     list_page,
     response_of,
+    response_root,
     starting_after,
     with_error,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "request_of",
     "response",
     "response_of",
+    "response_root",
     "starting_after",
     "with_error",
 ]

@@ -26,6 +26,7 @@ REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 SERVER_TOOLS = "qproxy"
 """The `server_label` of this server's tools that do not come from an MCP server."""
 MAX_PAGE = 100
+_RESPONSE = re.compile(r"resp_([0-9a-f]{8})[0-9a-f]{16}\Z")
 _ITEM = re.compile(r"[a-z]+_([0-9a-f]{24})i?[0-9]{4,}\Z")
 
 
@@ -41,6 +42,12 @@ def response_of(item: str) -> str | None:
     """Return the id of an item's response; None for an id that qproxy did not create."""
     match = _ITEM.match(item)
     return f"resp_{match[1]}" if match else None
+
+
+def response_root(response: str) -> str | None:
+    """Return the digits that the ids of a conversation's responses begin with; None for another's id."""
+    match = _RESPONSE.match(response)
+    return match[1] if match else None
 
 
 def response_object(

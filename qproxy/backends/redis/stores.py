@@ -1,0 +1,32 @@
+"""Opens the stores of what clients sent and got, which are sealed, around this machine's own stores."""
+
+from __future__ import annotations
+
+from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.records import OWNERS
+from qproxy.backends.redis.responses import RESPONSES, RedisResponses
+from qproxy.backends.redis.sealing import Sealer
+from qproxy.server.stores import ResponseStores
+
+SCRIPTS = (OWNERS, RESPONSES)
+
+
+class RedisStores:
+    """Opens stores on one server with one key."""
+
+    def __init__(self, client: RedisClient, sealer: Sealer) -> None:
+        """`client` has `SCRIPTS`."""
+        self._client = client
+        self._sealer = sealer
+
+    def __repr__(self) -> str:
+        return f"<RedisStores {self._client!r}>"
+
+    def open_responses(self, local: ResponseStores, *, max_age: float, max_bytes: int) -> ResponseStores:
+        """Return the stores of the Responses API; none if this machine has none."""
+        if local.responses is None:
+            return local
+        responses = RedisResponses(
+            self._client, self._sealer, local.responses, max_age=max_age, max_bytes=max_bytes
+        )
+        return ResponseStores(responses, local.conversations, local.response_runs)
