@@ -4,8 +4,8 @@ A run belongs to the process that generates its response, by a lease that the pr
 that shares the store reads its events by their `sequence_number`, and may request its cancellation. A run
 whose lease has expired is lost: its process has stopped.
 
-The events of a response that was generated for a connected client are saved in one step when it ends. Events
-are bounded by their size (the oldest are deleted first) and by the time since the end of the response.
+The events of responses that were generated for connected clients are saved after their end, several of them in
+one step. Events are bounded by their size (the oldest are deleted first) and by the time since the end of the response.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ class RunEvents:
         return self.first + len(self.events) >= self.next
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedStream:
+    """All events of a response that was generated for a connected client."""
+
+    owner: str
+    id: str
+    events: Sequence[bytes]
+
+
 class RunNotFound(Exception):
     """The owner has no such run, or it ended too long ago."""
 
@@ -72,7 +81,8 @@ class ResponseRunStore(Protocol):
         self, owner: str, id: str, first: int, events: Sequence[bytes], lease: float
     ) -> RunSignal:
         """Append events, of which the first has the number `first`, and renew the lease; also without events.
-        Nothing is appended once the run is no longer the process's own."""
+        Events that are stored already, by an append whose result was lost, are skipped. Nothing is appended
+        once the run is no longer the process's own."""
         ...
 
     async def finish(self, owner: str, id: str) -> bool:
@@ -88,8 +98,8 @@ class ResponseRunStore(Protocol):
         found has ended."""
         ...
 
-    async def save_events(self, owner: str, id: str, events: Sequence[bytes]) -> None:
-        """Save all events of a response as an ended run."""
+    async def save_streams(self, streams: Sequence[RecordedStream]) -> None:
+        """Save the events of some responses, each as an ended run, in one step."""
         ...
 
     async def read(self, owner: str, id: str, after: int) -> RunEvents:

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from qproxy.server.conversation_store import Conversation, ConversationNotFound, ItemNotFound
-from qproxy.server.response_runs import RunEvents, RunNotFound, RunSignal, RunState
+from qproxy.server.response_runs import RecordedStream, RunEvents, RunNotFound, RunSignal, RunState
 
 Clock = Callable[[], float]
 
@@ -106,7 +106,7 @@ class FakeResponseRuns:
         if run is None or run.ended:
             return RunSignal.STOP
         run.lease = self._wall_clock() + lease
-        run.events[first:] = events
+        run.events += events[len(run.events) - first :]
         return RunSignal.CANCEL if run.cancelled else RunSignal.CONTINUE
 
     async def finish(self, owner: str, id: str) -> bool:
@@ -129,9 +129,10 @@ class FakeResponseRuns:
             run.ended = True
         return run is None or run.ended
 
-    async def save_events(self, owner: str, id: str, events: Sequence[bytes]) -> None:
+    async def save_streams(self, streams: Sequence[RecordedStream]) -> None:
         await trio.lowlevel.checkpoint()
-        self._runs[owner, id] = Run(0.0, list(events), ended=True)
+        for stream in streams:
+            self._runs[stream.owner, stream.id] = Run(0.0, list(stream.events), ended=True)
 
     async def read(self, owner: str, id: str, after: int) -> RunEvents:
         run = await self._find(owner, id)

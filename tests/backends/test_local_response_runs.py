@@ -7,7 +7,7 @@ import pytest
 from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.response_runs import BATCH_BYTES, EVENT_SECONDS, TRIM_SECONDS, SqliteResponseRuns
 from qproxy.server.conversation_store import Conversation, ConversationNotFound
-from qproxy.server.response_runs import RunNotFound, RunState
+from qproxy.server.response_runs import RecordedStream, RunNotFound, RunState
 from qproxy.wire.errors import RequestError
 from tests.backends.test_local_responses import WallClock
 
@@ -21,7 +21,7 @@ async def test_events_are_read_in_parts():
     """One read returns as much as a batch, and the next one continues with the next event."""
     events = [b"data: %d %s\n\n" % (number, b"x" * 1000) for number in range(3 * BATCH_BYTES // 1000)]
     store = SqliteResponseRuns(None, max_bytes=10**9, timeout=5.0)
-    await store.save_events("me", "r", events)
+    await store.save_streams([RecordedStream("me", "r", events)])
     found: list[bytes] = []
     reads, last = 0, False
     while not last:
@@ -55,7 +55,7 @@ async def test_old_runs_are_deleted():
     await store.finish("me", "ended")
     wall.now += EVENT_SECONDS + 60
     await store.append("me", "active", 1, [], 30.0)
-    await store.save_events("me", "new", [b"data: 0\n\n"])
+    await store.save_streams([RecordedStream("me", "new", [b"data: 0\n\n"])])
     for id_ in ("ended", "lost"):
         with pytest.raises(RunNotFound):
             await store.read("me", id_, -1)
@@ -68,7 +68,7 @@ async def test_ended_runs_are_bounded_in_size():
     store = SqliteResponseRuns(None, max_bytes=5000, timeout=5.0, wall_clock=wall)
     for number in range(10):
         wall.now += TRIM_SECONDS
-        await store.save_events("me", f"r{number}", [random_event(number, 1000)])
+        await store.save_streams([RecordedStream("me", f"r{number}", [random_event(number, 1000)])])
     with pytest.raises(RunNotFound):
         await store.read("me", "r0", -1)
     assert (await store.read("me", "r9", -1)).events

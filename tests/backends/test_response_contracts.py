@@ -16,7 +16,7 @@ from qproxy.server.conversation_store import (
     ConversationStore,
     ItemNotFound,
 )
-from qproxy.server.response_runs import ResponseRunStore, RunNotFound, RunSignal, RunState
+from qproxy.server.response_runs import RecordedStream, ResponseRunStore, RunNotFound, RunSignal, RunState
 from tests.backends.fake_responses import FakeConversations, FakeResponseRuns
 from tests.backends.test_contracts import clock, member
 
@@ -153,6 +153,16 @@ async def test_every_process_reads_a_run(runs):
             await two.read(owner, id, -1)
 
 
+async def test_a_repeated_append_stores_events_once(runs):
+    """An append whose result was lost may be repeated, with further events."""
+    one, two = runs
+    await one.start("bob", "r", events(0), LEASE)
+    await one.append("bob", "r", 1, events(1, 2), LEASE)
+    assert await one.append("bob", "r", 1, events(1, 2, 3), LEASE) is RunSignal.CONTINUE
+    assert await one.append("bob", "r", 1, events(1, 2, 3), LEASE) is RunSignal.CONTINUE
+    assert (await two.read("bob", "r", -1)).events == events(0, 1, 2, 3)
+
+
 async def test_a_run_is_cancelled_from_anywhere(runs):
     """The run's process learns of a cancellation when it renews; a run that has ended is not active."""
     one, two = runs
@@ -214,8 +224,11 @@ async def test_a_deleted_run_stops(runs):
 async def test_events_are_saved_in_one_step(runs):
     """The events of a response that ended for a connected client can be read like those of a run."""
     one, two = runs
-    await one.save_events("bob", "r", events(*range(50)))
+    await one.save_streams(
+        [RecordedStream("bob", "r", events(*range(50))), RecordedStream("amy", "r", events(0, 1))]
+    )
+    assert (await two.read("amy", "r", -1)).events == events(0, 1)
     read = await two.read("bob", "r", 46)
     assert (read.state, read.first, read.events) == (RunState.ENDED, 47, events(47, 48, 49))
-    await one.save_events("bob", "r", events(0))
+    await one.save_streams([RecordedStream("bob", "r", events(0))])
     assert (await two.read("bob", "r", -1)).next == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from qproxy.backends.local.sqlite_store import SqliteStore
-from qproxy.server.response_runs import RunEvents, RunNotFound, RunSignal, RunState
+from qproxy.server.response_runs import RecordedStream, RunEvents, RunNotFound, RunSignal, RunState
 from qproxy.system.sqlite import erasing, transaction
 
 CREATE = """
@@ -97,8 +97,8 @@ class SqliteResponseRuns(SqliteStore):
     async def end_lost(self, owner: str, id: str) -> bool:
         return await self._run(lambda: self._end_lost((owner, id)))
 
-    async def save_events(self, owner: str, id: str, events: Sequence[bytes]) -> None:
-        await self._run(lambda: self._save_events((owner, id), events))
+    async def save_streams(self, streams: Sequence[RecordedStream]) -> None:
+        await self._run(lambda: self._save_streams(streams))
 
     async def read(self, owner: str, id: str, after: int) -> RunEvents:
         return await self._run(lambda: self._read((owner, id), after))
@@ -124,12 +124,13 @@ class SqliteResponseRuns(SqliteStore):
         if events or row.lease - now < lease / 2:  # not every renewal is worth a write
             with transaction(database):
                 renewed = database.execute(
-                    "UPDATE runs SET lease = ? WHERE owner = ? AND id = ? AND ended IS NULL",
+                    "UPDATE runs SET lease = ? WHERE owner = ? AND id = ? AND ended IS NULL RETURNING next",
                     (now + lease, *key),
-                )
-                if not renewed.rowcount:
+                ).fetchone()
+                if renewed is None:
                     return RunSignal.STOP
-                self._insert(database, key, first, events)
+                (stored,) = renewed
+                self._insert(database, key, max(first, stored), events[max(stored - first, 0) :])
         return RunSignal.CANCEL if row.cancelled else RunSignal.CONTINUE
 
     def _insert(self, database: sqlite3.Connection, key: Key, first: int, events: Sequence[bytes]) -> None:
@@ -185,14 +186,16 @@ class SqliteResponseRuns(SqliteStore):
         row = self._row(key)
         return row is None or row.ended is not None
 
-    def _save_events(self, key: Key, events: Sequence[bytes]) -> None:
+    def _save_streams(self, streams: Sequence[RecordedStream]) -> None:
         now, database = self._wall_clock(), self._open()
         with transaction(database):
-            _remove(database, key)
-            database.execute(
-                "INSERT INTO runs (owner, id, lease, ended) VALUES (?, ?, ?, ?)", (*key, now, now)
-            )
-            self._insert(database, key, 0, events)
+            for stream in streams:
+                key = (stream.owner, stream.id)
+                _remove(database, key)
+                database.execute(
+                    "INSERT INTO runs (owner, id, lease, ended) VALUES (?, ?, ?, ?)", (*key, now, now)
+                )
+                self._insert(database, key, 0, stream.events)
         self._trim(database, now)
 
     def _read(self, key: Key, after: int) -> RunEvents:
