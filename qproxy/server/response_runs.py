@@ -4,8 +4,9 @@ A run belongs to the process that generates its response, by a lease that the pr
 that shares the store reads its events by their `sequence_number`, and may request its cancellation. A run
 whose lease has expired is lost: its process has stopped.
 
-The events of responses that were generated for connected clients are saved after their end, several of them in
-one step. Events are bounded by their size (the oldest are deleted first) and by the time since the end of the response.
+The events of responses that were generated for connected clients are saved after their end, several of them
+in one step. Events are bounded by their size (the oldest are deleted first) and by the time since the end of
+the response.
 """
 
 from __future__ import annotations
