@@ -21,7 +21,7 @@ import h11
 import trio
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import chat, completions, embeddings, native, realtime
+from qproxy.emulator import chat, completions, embeddings, families, native, realtime
 from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.faults import (
     DONE,
@@ -105,6 +105,7 @@ class Emulator:
             COMPLETIONS_PATH: self._complete,
             EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.openai_response(seen.body)),
             NATIVE_EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.dashscope_response(seen.body)),
+            **families.SERVICES,
             **dict.fromkeys(native.SERVICES, self._generate),
         }
         self._port = 0

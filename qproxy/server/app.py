@@ -35,6 +35,7 @@ from qproxy.server.request_body import BodyDeadline, body_timeout, body_too_larg
 from qproxy.server.routes.admin_login import AdminLoginRoutes
 from qproxy.server.routes.conversations import ConversationRoutes
 from qproxy.server.routes.embeddings import EmbeddingRoutes
+from qproxy.server.routes.families import FAMILIES
 from qproxy.server.routes.generate import GenerationRoutes
 from qproxy.server.routes.info import InfoRoutes
 from qproxy.server.routes.metrics import METRICS_QUERY, MetricsRoutes
@@ -153,7 +154,7 @@ class Server:
             GenerationRoutes(self, state.endpoints, {"/responses": ResponseHistory}), EmbeddingRoutes(self),
             TokenCountRoutes(self), ResponseRoutes(self), ConversationRoutes(self), InfoRoutes(self),
             AdminLoginRoutes(self), RealtimeRoutes(self), ResponseSocketRoutes(self, lambda: self.middleware),
-            metrics,
+            metrics, *(family(self) for family in FAMILIES),
             *(extension(self) for extension in extensions),
         ]  # fmt: skip
         apis = tuple(dict.fromkeys((OPENAI, *(endpoint.api for endpoint in state.endpoints))))

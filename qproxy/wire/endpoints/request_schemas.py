@@ -36,30 +36,30 @@ TOOLS: JSON = {"type": ["array", "null"], "items": {"type": "object"}}
 CHOICE: JSON = {"type": ["string", "object", "null"]}
 
 
-def _object(required: list[str], *parts: Mapping[str, JSON]) -> JSON:
+def object_schema(required: list[str], *parts: Mapping[str, JSON]) -> JSON:
     properties: dict[str, JSON] = {}
     for part in parts:
         properties.update(part)
     return {"type": "object", "required": required, "properties": properties}
 
 
-CHAT: JSON = _object(
+CHAT: JSON = object_schema(
     ["messages"],
     {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
     {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
     validation.properties(chat.FIELDS),
 )
-COMPLETIONS: JSON = _object(
+COMPLETIONS: JSON = object_schema(
     ["prompt"],
     {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
     validation.properties(completions.FIELDS),
 )
-EMBEDDINGS: JSON = _object(
+EMBEDDINGS: JSON = object_schema(
     ["model", "input"],
     {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
     validation.properties(embeddings.FIELDS),
 )
-RESPONSES: JSON = _object(
+RESPONSES: JSON = object_schema(
     ["input"],
     {"model": NAME, "input": {"type": ["string", "array"], "items": {"type": "object"}}},
     {"tools": TOOLS, "tool_choice": CHOICE},

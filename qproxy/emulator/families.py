@@ -1,0 +1,26 @@
+"""The services of the emulated Qwen beside text, by path: a row answers the requests to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from qproxy.emulator import rerank
+from qproxy.emulator.faults import ScriptedReply, json_reply
+from qproxy.wire.rerank import upstream as rerank_upstream
+
+Respond: TypeAlias = Callable[[Any], ScriptedReply]
+"""Given the request (`server.ReceivedRequest`), returns its reply. Raises ApiError."""
+
+
+def json_service(respond: Callable[[Any], dict[str, Any]]) -> Respond:
+    """Return a service that answers a JSON body with another one."""
+    return lambda seen: json_reply(respond(seen.body))
+
+
+SERVICES: dict[str, Respond] = {
+    rerank_upstream.COMPATIBLE: json_service(rerank.compatible_response),
+    rerank_upstream.NATIVE: json_service(rerank.native_response),
+    "/rerank": json_service(rerank.open_response),
+}
+"""By path below `/v1` or `/compatible-mode/v1`, or by the whole path."""

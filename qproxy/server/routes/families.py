@@ -1,0 +1,13 @@
+"""The families of routes beside text: a row makes the routes of one family.
+
+Each has a folder in `wire`, and a module of the same name in `relay`, here and in `emulator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qproxy.server.routes.rerank import RerankRoutes
+from qproxy.server.state import RouteGroup, StateHolder
+
+FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (RerankRoutes,)
