@@ -49,6 +49,7 @@ from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.conversation_store import ConversationStore
+from qproxy.server.replicas import SharedStateMonitor
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
 from qproxy.server.stores import ResponseStores
@@ -57,8 +58,9 @@ from qproxy.telemetry.audit import AuditLog
 if TYPE_CHECKING:
     from qproxy.backends.redis.client import RedisClient
     from qproxy.backends.redis.key_table import KeyTable
+    from qproxy.backends.redis.report import ServerReport
     from qproxy.backends.redis.sealing import Sealer
-    from qproxy.backends.redis.shared_state import ServerReport, SharedState
+    from qproxy.backends.redis.shared_state import SharedState
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
 """Bytes of responses that are stored in memory, without a `responses_file`."""
@@ -104,6 +106,8 @@ class Backends:
     ledger: UsageLedger | None
     """None if usage is not recorded."""
     audit: AuditLog
+    shared_state: SharedStateMonitor | None = None
+    """None if no other machine shares anything."""
     startup: tuple[Callable[[], Awaitable[None]], ...] = ()
     """Waits of a moment, once the tasks of `background` run, before the first request is served."""
     background: tuple[Callable[[], Awaitable[None]], ...] = ()
@@ -117,19 +121,19 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
     shared = open_shared_state(config, local)
     if shared is None:
         return local
-    api_keys, startup = local.api_keys, local.startup
+    api_keys, startup = local.api_keys, [shared.monitor.require_compatible]
     if shared.key_table is not None:
         from qproxy.backends.redis.api_keys import RedisApiKeys
 
         configured = keys_from_settings(config.api_keys)
         api_keys = RedisApiKeys(shared.key_table, configured, optional=config.insecure_no_auth)
-        startup = (shared.key_table.wait_loaded,)
+        startup.append(shared.key_table.wait_loaded)
     stores = _store_opener(shared)
     opened = stores(config)
     return replace(
         local,
         api_keys=api_keys,
-        startup=startup,
+        startup=tuple(startup),
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
@@ -137,6 +141,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         conversations=opened.conversations,
         response_runs=opened.response_runs,
         open_stores=stores,
+        shared_state=shared.monitor,
         background=(shared.run,),
     )
 
@@ -207,10 +212,11 @@ async def probe_shared_state(config: Config) -> ServerReport:
     """Return what the server of `shared_state` reports. Raises SharedStateFailure."""
     client = open_redis_client(config)
     from qproxy.backends.redis.errors import RedisError
-    from qproxy.backends.redis.shared_state import probe
+    from qproxy.backends.redis.report import connection_of, read_report
 
     try:
-        return await probe(client, 2 * config.shared_state_connect_timeout)
+        async with connection_of(client, 2 * config.shared_state_connect_timeout):
+            return await read_report(client)
     except RedisError as error:
         raise SharedStateFailure(f"{client.address}: {error}") from None
 

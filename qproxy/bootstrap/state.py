@@ -133,6 +133,7 @@ def build_state(
         body_logger=telemetry.build_body_logger(config),
         tracer=tracer,
         peers=Peers(workers_directory or find_peer_directory(data_dir())),
+        shared_state=backends.shared_state,
         startup=backends.startup,
         background=tuple(background),
     )

@@ -31,6 +31,7 @@ from qproxy.server.authentication import Access
 from qproxy.server.fast_path import HTTP_STREAM, FastPath
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
+from qproxy.server.replicas import REPLICA_QUERY
 from qproxy.server.request_body import BodyDeadline, body_timeout, body_too_large
 from qproxy.server.routes.admin_login import AdminLoginRoutes
 from qproxy.server.routes.conversations import ConversationRoutes
@@ -164,10 +165,18 @@ class Server:
         self.middleware = RequestMiddleware(self, apis, (metrics.record, *state.listeners))
         self._background: tuple[BackgroundTask, ...] = (
             partial(drain, state.in_flight, state.http_limits.graceful_timeout),
-            partial(state.peers.listen, {METRICS_QUERY: metrics.answer}),
+            partial(
+                state.peers.listen,
+                {
+                    METRICS_QUERY: metrics.answer,
+                    REPLICA_QUERY: lambda: self.state.replica().to_json().encode(),
+                },
+            ),
             state.refresh_tasks.run,
             *state.background,
         )
+        if state.shared_state is not None:
+            state.shared_state.describe_process(lambda: self.state.replica().to_json())
         self._nursery: trio.Nursery | None = None
         """While the app is served."""
         self._set_refreshed_sources()

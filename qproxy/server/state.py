@@ -6,7 +6,7 @@ assignment (`Server.reconfigure`), so routes read `server.state` once per reques
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -35,6 +35,7 @@ from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.health import Health, health
 from qproxy.server.in_flight import InFlightRequests
+from qproxy.server.replicas import Replica, SharedStateMonitor, list_replicas, this_replica
 from qproxy.server.request_body import RequestLimits
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_socket import ResponseSocketLimits
@@ -150,6 +151,8 @@ class ServerState:
     """Records changes of keys, accounts and settings."""
     tracer: TracerProtocol | None
     peers: Peers
+    shared_state: SharedStateMonitor | None
+    """None if no other machine shares anything."""
 
     startup: tuple[BackgroundTask, ...]
     """Waits of a moment for those tasks, before the first request is served."""
@@ -165,6 +168,14 @@ class ServerState:
             draining=self.in_flight.draining,
             failing_are_down=all(self.prober.is_down(account, now) for account in failing),
         )
+
+    def replica(self) -> Replica:
+        """Return this process, for the others."""
+        return this_replica(len(self.counters.in_flight))
+
+    async def replicas(self) -> tuple[Sequence[Replica], bool]:
+        """Return the processes that serve together, and whether those of other machines are among them."""
+        return await list_replicas(self.replica(), self.peers, self.shared_state)
 
     def account_states(self) -> dict[str, str]:
         """Return the state of every account, by name."""

@@ -123,6 +123,15 @@ READ_METRICS: tuple[MetricSpec, ...] = (
         "1, with the versions of qproxy and Python", merge=max),
     MetricSpec("qproxy_stored_responses_total", "counter", ("what",),
         "Responses stored and discarded (too old or too many), and failed operations of the store"),
+    MetricSpec("qproxy_shared_state_up", "gauge", (),
+        "1 while the server of shared_state can be used; with several workers, the number that can use it"),
+    MetricSpec("qproxy_shared_state_outbox", "gauge", (),
+        "Keys and addresses with limits whose changes the server of shared_state does not have yet"),
+    MetricSpec("qproxy_shared_state_commands_total", "counter", ("outcome",),
+        "Commands for shared_state; outcome is ok, error (its reply), unknown (no reply) or unavailable (not "
+        "sent)"),
+    MetricSpec("qproxy_shared_state_seconds_total", "counter", (),
+        "Seconds between commands for shared_state and their replies"),
 )
 # fmt: on
 """Read on each scrape."""

@@ -4,7 +4,9 @@
     connection     one connection: pipelined commands, replies in order
     node           one server, whose connection is renewed when it breaks
     sentinel       the address of the primary that Sentinel knows
-    client         the client of one server, and what processes know of each other
+    client         the client of one server
+    presence       what processes know of each other, and the schema of their data
+    statistics     commands by outcome, for the metrics
     cluster        the client of several servers: slots and redirections
     reconnection   the pauses between two connections
     subscriber     published messages, over a connection of its own
@@ -20,7 +22,10 @@
     stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
     sealing        encryption of what the server must not read
-    shared_state   all members of a process, and the report for `qproxy check`
+    shared_state   all members of a process
+    monitor        metrics and the list of processes, for operators
+    permissions    the commands that the server's user needs
+    report         what `qproxy check` reads of a server
 
 Only here is hiredis known; `cryptography` is known to `sealing`, and to `auth.encryption`.
 """

@@ -57,6 +57,11 @@ class Address:
         """Return whether the server is, or the servers are, of a cluster."""
         return self.kind == "cluster"
 
+    @property
+    def is_private(self) -> bool:
+        """Return whether no network has what is sent in the clear."""
+        return self.tls or bool(self.path) or self.host in ("localhost", "127.0.0.1", "::1")
+
     def at(self, host: str, port: int) -> Address:
         """Return the address of one server of the group, with the group's credentials."""
         return replace(self, host=host, port=port, hosts=(), service="")

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import ssl
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,14 @@ import trio
 
 from qproxy.backends.redis.address import Address
 from qproxy.backends.redis.connection import Argument, Connection, OnPush, OnReply, wait_reply
-from qproxy.backends.redis.errors import OutcomeUnknown, RedisError
+from qproxy.backends.redis.errors import OutcomeUnknown
 from qproxy.backends.redis.node import BEAT_SECONDS, Node, OpenStream, ServerInfo, authentication
-from qproxy.backends.redis.script import Script, load_script
+from qproxy.backends.redis.presence import BEAT, LEAST_READER, META, SCHEMA, Presence
+from qproxy.backends.redis.script import Script, script_command
 from qproxy.backends.redis.sentinel import open_primary
+from qproxy.backends.redis.statistics import Statistics
+
+log = logging.getLogger("qproxy.backends")
 
 
 class RedisClient:
@@ -36,23 +40,35 @@ class RedisClient:
         scripts: Sequence[Script] = (),
         context: ssl.SSLContext | None = None,
         open_stream: OpenStream | None = None,
+        schema: int = SCHEMA,
+        least_reader: int = LEAST_READER,
     ) -> None:
         """`timeout` bounds a `request`; `connect_timeout` a handshake, and the silence of a connection."""
         self.address = address
         self.process = secrets.token_hex(8)
         """Identifies this process on the server."""
-        self.prefix = f"{prefix}1"
+        self.prefix = f"{prefix}{schema}"
         """Of all keys; the number is the schema's."""
         self.timeout = timeout
         self.connect_timeout = connect_timeout
-        self.processes = 1
-        """Live processes, as of the last beat."""
+        self.statistics = Statistics()
         self.on_connect: list[Callable[[], None]] = []
-        self._beat_script = load_script("processes")
-        self._scripts = (self._beat_script, *scripts)
+        self.presence = Presence(
+            self.process,
+            prefix,
+            schema=schema,
+            least_reader=least_reader,
+            send=self.send,
+            request=self.request,
+            on_refusal=self._refuse,
+        )
+        self.refusal = ""
+        """Why this program must not use the server; empty if it may."""
+        self._scripts = (BEAT, META, *scripts)
         self._context = context
         self._connected = trio.Event()
         self._attempted = False
+        self._scope = trio.CancelScope()
         self.nodes: list[Node] = []
         """The servers; one, unless it is a cluster."""
         if open_stream is None and address.kind == "sentinel":
@@ -71,7 +87,14 @@ class RedisClient:
     @property
     def failure(self) -> str:
         """Return why there is no connection."""
+        if self.refusal:
+            return self.refusal
         return next((node.failure for node in self.nodes if not node.is_connected), "")
+
+    @property
+    def processes(self) -> int:
+        """Return how many processes live, as of the last sign of life."""
+        return self.presence.processes
 
     @property
     def server(self) -> ServerInfo | None:
@@ -112,7 +135,7 @@ class RedisClient:
 
     def script_command(self, script: Script, key: str, *arguments: Argument) -> tuple[Argument, ...]:
         """Return the command that runs a script on its key."""
-        return ("EVALSHA", script.digest, 1, key, *arguments)
+        return script_command(script, key, *arguments)
 
     async def open_connection(self, on_push: OnPush = lambda message: None) -> Connection:
         """Return a new connection, before its handshake. Raises RedisUnavailable."""
@@ -124,11 +147,21 @@ class RedisClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_nodes)
-            while True:
-                await trio.sleep(BEAT_SECONDS)
-                self._beat()
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_nodes)
+                while True:
+                    await trio.sleep(BEAT_SECONDS)
+                    self.presence.beat()
+        await trio.sleep_forever()  # refused: the policy decides
+
+    def _refuse(self, reason: str) -> None:
+        """Use the server no more, since this program is too old for its data."""
+        log.error("shared state: %s cannot be used: %s", self.address, reason)
+        self.refusal = reason
+        for node in self.nodes:
+            node.failure = reason
+        self._scope.cancel()
 
     async def _run_nodes(self) -> None:
         await self.nodes[0].run()
@@ -141,26 +174,18 @@ class RedisClient:
             connect_timeout=self.connect_timeout,
             open_stream=open_stream or partial(address.open, self._context),
             on_change=self._change,
+            statistics=self.statistics,
         )
 
     def _change(self, node: Node) -> None:
         """Send again over a new connection, or record the loss of one."""
         if node.is_connected:
+            self.presence.begin()
             for callback in self.on_connect:
                 callback()
-            self._beat()
+            self.presence.beat()
             self._connected.set()
             return
         self._attempted = True
         if self._connected.is_set() and not self.is_connected:
             self._connected = trio.Event()
-
-    def _beat(self) -> None:
-        """Keep this process among the live ones."""
-        key = f"{self.prefix}:processes"
-        with suppress(RedisError):  # its node logs what is wrong with a connection
-            self.send(self.script_command(self._beat_script, key, self.process, BEAT_SECONDS), self._count)
-
-    def _count(self, reply: Any) -> None:
-        if isinstance(reply, int):
-            self.processes = max(1, reply)

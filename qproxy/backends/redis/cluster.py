@@ -31,7 +31,7 @@ SLOTS = 16384
 MAX_REDIRECTIONS = 5
 REFRESH_SECONDS = 0.5
 """Between two reads of the slots, at least; also while a server is away."""
-KEYLESS = frozenset(("ACL", "CLUSTER", "CONFIG", "ECHO", "INFO", "PING", "PUBLISH", "ROLE", "TIME", "WAIT"))
+KEYLESS = frozenset(("INFO", "PING", "PUBLISH", "ROLE", "TIME", "CLUSTER"))
 """Commands whose first argument is no key; any server executes them."""
 
 

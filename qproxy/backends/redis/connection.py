@@ -22,6 +22,7 @@ import hiredis
 import trio
 
 from qproxy.backends.redis.errors import OutcomeUnknown, RedisError, RedisReplyError, RedisUnavailable
+from qproxy.backends.redis.statistics import Statistics
 
 MAX_UNANSWERED = 10_000
 """Commands without a reply; a further one is rejected."""
@@ -49,6 +50,8 @@ class Connection:
         self._wake = trio.Event()
         self._silence = trio.CancelScope()
         self.closed = False
+        self.statistics = Statistics()
+        self._read_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Connection {len(self._unanswered)} unanswered>"
@@ -93,6 +96,7 @@ class Connection:
         finally:
             self.closed = True
             unanswered, self._unanswered = self._unanswered, deque()
+            self.statistics.unknown += len(unanswered)
             for _, on_reply in unanswered:
                 on_reply(OutcomeUnknown(str(error)))
             await trio.aclose_forcefully(self._stream)
@@ -111,6 +115,7 @@ class Connection:
             if not data:
                 raise OutcomeUnknown("the server closed the connection")
             self._reader.feed(bytes(data))
+            self._read_at = trio.current_time()
             while (reply := self._reader.gets()) is not False:
                 self._deliver(reply)
 
@@ -122,9 +127,14 @@ class Connection:
             if isinstance(reply, RedisReplyError):
                 raise reply
             raise RedisReplyError(f"a reply to no command: {reply!r:.80}")
-        _, on_reply = self._unanswered.popleft()
+        sent_at, on_reply = self._unanswered.popleft()
         oldest = self._unanswered[0][0] if self._unanswered else math.inf
         self._silence.deadline = oldest + self._timeout
+        self.statistics.seconds += self._read_at - sent_at
+        if isinstance(reply, RedisReplyError):
+            self.statistics.error += 1
+        else:
+            self.statistics.ok += 1
         on_reply(reply)
         if isinstance(reply, RedisReplyError) and not reply.is_redirection:
             self.closed = True  # before the tasks end: no command is sent to be lost

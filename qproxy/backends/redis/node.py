@@ -19,6 +19,7 @@ from qproxy.backends.redis.connection import Argument, Connection, OnPush, OnRep
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.reconnection import Reconnection
 from qproxy.backends.redis.script import Script
+from qproxy.backends.redis.statistics import Statistics
 
 BEAT_SECONDS = 5.0
 """Between two signs of life, which also find a connection that is dead while nothing is sent."""
@@ -53,6 +54,7 @@ class Node:
         connect_timeout: float,
         open_stream: OpenStream,
         on_change: Callable[[Node], None],
+        statistics: Statistics,
     ) -> None:
         """`on_change` is called when the node has connected, and when it has failed."""
         self.address = address
@@ -66,6 +68,7 @@ class Node:
         self._connect_timeout = connect_timeout
         self._open_stream = open_stream
         self._on_change = on_change
+        self._statistics = statistics
         self._connection: Connection | None = None
         self._reconnection = Reconnection()
 
@@ -78,7 +81,8 @@ class Node:
 
     def send(self, command: tuple[Argument, ...], on_reply: OnReply) -> None:
         """Send a command without waiting. Raises RedisUnavailable if there is no connection."""
-        if self._connection is None:
+        if self._connection is None or self._connection.closed:
+            self._statistics.unavailable += 1
             raise RedisUnavailable(self.failure)
         self._connection.send(command, on_reply)
 
@@ -106,6 +110,7 @@ class Node:
     async def _serve(self) -> None:
         """Connect, and return when the connection has ended. Raises a RedisError."""
         connection = await self.open_connection()
+        connection.statistics = self._statistics
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.run)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from qproxy.backends.redis.connection import Argument
+
 
 @dataclass(frozen=True)
 class Script:
@@ -21,6 +23,11 @@ class Script:
     def digest(self) -> str:
         """Its name on the server; SHA-1 is what `EVALSHA` knows it by."""
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+def script_command(script: Script, key: str, *arguments: Argument) -> tuple[Argument, ...]:
+    """Return the command that runs a script on its key."""
+    return ("EVALSHA", script.digest, 1, key, *arguments)
 
 
 def load_script(name: str) -> Script:

@@ -6,17 +6,16 @@ The log states at start what is shared and what is not.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import trio
 
 from qproxy.access.grants import GrantStore
 from qproxy.backends.redis import stores
 from qproxy.backends.redis.client import RedisClient
-from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
-from qproxy.backends.redis.node import parse_info
+from qproxy.backends.redis.monitor import RedisMonitor
+from qproxy.backends.redis.permissions import PERMISSIONS
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
 from qproxy.backends.redis.sealing import Sealer
@@ -35,7 +34,7 @@ LOCAL = (
 SEALED = "stored responses"
 """What is shared with a `shared_state_key_file`, and local without one."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, GRANTS, API_KEYS, *stores.SCRIPTS)
+SCRIPTS = (LIMITS, GRANTS, API_KEYS, PERMISSIONS, *stores.SCRIPTS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -63,6 +62,7 @@ class SharedState:
         self.wrong_secrets = RedisRateLimits(addresses)
         self.grants = RedisGrants(client, grants)
         self.stores = None if sealer is None else RedisStores(client, sealer)
+        self.monitor = RedisMonitor(client, lambda: sum(subjects.active for subjects in self._subjects))
 
     def __repr__(self) -> str:
         return f"<SharedState {self._client!r}>"
@@ -82,6 +82,7 @@ class SharedState:
                 with trio.CancelScope(shield=True):
                     for subjects in self._subjects:
                         await subjects.aclose()
+                    await self._client.presence.end()
                 work.cancel()
 
     async def _serve(self, scope: trio.CancelScope) -> None:
@@ -93,36 +94,3 @@ class SharedState:
                     nursery.start_soon(self.key_table.run, self.subscriber)
                 for subjects in self._subjects:
                     nursery.start_soon(subjects.run)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReport:
-    """The report of a server for `qproxy check`."""
-
-    version: str
-    role: str
-    eviction: str
-    persistent: bool
-    processes: int
-    """Live processes of qproxy, without this one."""
-
-
-async def probe(client: RedisClient, seconds: float) -> ServerReport:
-    """Return what the server reports. Raises a RedisError."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.run)
-        try:
-            with trio.move_on_after(seconds):
-                await client.wait_connected()
-                info = parse_info(await client.request("INFO"))
-                count = await client.request("ZCARD", f"{client.prefix}:processes")
-                return ServerReport(
-                    version=client.server.version if client.server else "",
-                    role=info.get("role", ""),
-                    eviction=info.get("maxmemory_policy", ""),
-                    persistent=info.get("aof_enabled") == "1",
-                    processes=max(0, count - 1),
-                )
-        finally:
-            nursery.cancel_scope.cancel()
-    raise RedisUnavailable(client.failure) if client.failure else RedisError("no reply")

@@ -54,6 +54,11 @@ class Subjects:
     def __repr__(self) -> str:
         return f"<Subjects {self._kind}: {len(self._by_name)}, {len(self._active)} active>"
 
+    @property
+    def active(self) -> int:
+        """Return the number of subjects whose state the server does not know completely."""
+        return len(self._active)
+
     def get(self, name: str, limits: Amounts, budgets: Sequence[BudgetLimit] = ()) -> Subject:
         """Return a subject; other limits apply from now on."""
         subject = self._by_name.get(name)

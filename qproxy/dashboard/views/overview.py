@@ -84,6 +84,7 @@ class OverviewPages:
         since, until = now - period.seconds, now + 1
         found = await ledger.ask(self._server.state, lambda file: file.history(since, until, period.slots))
         recent = await ledger.ask(self._server.state, lambda file: file.recent_requests(RECENT))
+        replicas, of_all_machines = await self._server.state.replicas()
         drawn, totals = (
             ([], None)
             if isinstance(found, LedgerUnavailable)
@@ -99,6 +100,9 @@ class OverviewPages:
             trouble=found.message if isinstance(found, LedgerUnavailable) else "",
             recent=[] if isinstance(recent, LedgerUnavailable) else request_rows(recent),
             accounts=self._accounts.cards(now),
+            replicas=replicas,
+            of_all_machines=of_all_machines,
+            shares=self._server.state.shared_state is not None,
             now=now,
             **self._in_flight_rows(),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.auth.status import AccountStatus
@@ -18,6 +18,7 @@ from qproxy.ledger.rows import cost_of
 from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.server import health
 from qproxy.server.http_response import HTTPResponse
+from qproxy.server.replicas import SharedStateStatistics
 from qproxy.server.state import Route, StateHolder
 from qproxy.telemetry import RequestRecord
 from qproxy.telemetry.metrics import Metrics, Values, exposition
@@ -54,6 +55,16 @@ class MetricsRoutes:
                 "qproxy_upstream_connections": self._connections,
                 "qproxy_upstream_connections_made_total": self._connections_opened,
                 "qproxy_stored_responses_total": self._stored_responses,
+                "qproxy_shared_state_up": lambda: self._shared_state(
+                    lambda found: [((), float(found.is_connected))]
+                ),
+                "qproxy_shared_state_outbox": lambda: self._shared_state(lambda found: [((), found.outbox)]),
+                "qproxy_shared_state_commands_total": lambda: self._shared_state(
+                    lambda found: [((outcome,), count) for outcome, count in found.commands.items()]
+                ),
+                "qproxy_shared_state_seconds_total": lambda: self._shared_state(
+                    lambda found: [((), found.seconds)]
+                ),
             }
         )
 
@@ -148,6 +159,11 @@ class MetricsRoutes:
             for budget in key.budgets
             for unit, limit in budget.limits.items()
         ]
+
+    def _shared_state(self, values: Callable[[SharedStateStatistics], Values]) -> Values:
+        """Return values of the server that machines share; none without one."""
+        monitor = self._server.state.shared_state
+        return [] if monitor is None else values(monitor.statistics())
 
     def _connections(self) -> Values:
         pool = self._server.state.relay.transport.statistics()

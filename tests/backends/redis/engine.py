@@ -93,5 +93,7 @@ class FakeEngine:
                 return bulk(b"digest")
             case b"EVALSHA" if command[3].endswith(b":processes"):
                 return b":2\r\n"
+            case b"EVALSHA" if command[3].endswith(b":meta"):
+                return b"*2\r\n:1\r\n:1\r\n"
         self.commands.append(command)
         return self.on_command(command)

@@ -62,7 +62,8 @@ class LinkStream(BlockingStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed.is_set():
             raise trio.BrokenResourceError
-        self._link.commands += bytes(data).count(b"EVALSHA") - bytes(data).count(b":processes")
+        signs_of_life = bytes(data).count(b":processes") + bytes(data).count(b":meta")
+        self._link.commands += bytes(data).count(b"EVALSHA") - signs_of_life
         if self._link._frozen is not None:
             self._link._frozen.append((self, bytes(data)))
             await trio.lowlevel.checkpoint()

@@ -281,3 +281,27 @@ async def test_a_wrong_password_is_an_error_with_the_servers_words(valkey):
                 await client.wait_connected()
             await client.request("CONFIG", "SET", "requirepass", "")
             nursery.cancel_scope.cancel()
+
+
+async def test_commands_are_counted_by_outcome(autojump_clock):
+    """With a reply, with an error, without a reply, and not sent."""
+    engine = FakeEngine()
+    async with connected(engine) as client:
+        counts = client.statistics
+        await client.request("ECHO", "x")
+        before = counts.outcomes()
+        engine.delay = lambda: 0.125
+        await client.request("ECHO", "x")
+        assert (counts.ok, counts.seconds) == (before["ok"] + 1, 0.125)
+        engine.on_command = lambda command: b"-ERR no\r\n"
+        with pytest.raises(RedisReplyError):
+            await client.request("ECHO", "x")
+        with pytest.raises(RedisUnavailable):
+            await client.request("ECHO", "x")
+        assert (counts.error, counts.unavailable) == (1, 1)
+        await trio.sleep(1)
+        engine.on_command = lambda command: None
+        with pytest.raises(OutcomeUnknown):
+            await client.request("ECHO", "x")
+        await trio.sleep(2)
+        assert counts.unknown == 1

@@ -72,12 +72,15 @@ def test_a_wrong_url_is_an_error_of_the_settings(url):
 
 
 async def test_the_check_reports_the_server(valkey):
-    """Version, role, eviction and persistence; a server without an append-only file is a warning."""
+    """What it finds has a state each; a server without an append-only file is a warning."""
     found = await check_shared_state(config_of(valkey), offline=False)
     assert [(item.name, item.state) for item in found] == [
         ("server", "ok"),
         ("eviction", "ok"),
         ("persistence", "warning"),
+        ("encryption", "ok"),
+        ("rights", "ok"),
+        ("clock", "ok"),
     ]
     assert "master" in found[0].message
     assert [item.state for item in await check_shared_state(config_of(valkey), offline=True)] == ["skipped"]
