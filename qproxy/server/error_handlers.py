@@ -16,6 +16,7 @@ from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import body_timeout, body_too_large, websocket_not_supported
 from qproxy.server.state import StateHolder
 from qproxy.server.streaming import internal_error
+from qproxy.wire.endpoints.unsupported import unsupported_endpoint
 from qproxy.wire.errors import QproxyError, RequestError
 
 log = logging.getLogger("qproxy.server")
@@ -59,7 +60,8 @@ async def handle_http_exception(server: StateHolder, error: HTTPException) -> Re
     elif isinstance(error, RequestTimeout):
         mapped = body_timeout(limits)
     elif status == 404:
-        mapped = RequestError(f"Unknown request URL: {method} {path}.", status=404, code="unknown_url")
+        unknown = RequestError(f"Unknown request URL: {method} {path}.", status=404, code="unknown_url")
+        mapped = unsupported_endpoint(method, path) or unknown
     elif status == 405:
         message = f"Method {method} is not allowed on {path}."
         mapped = RequestError(message, status=405, code="method_not_allowed")
