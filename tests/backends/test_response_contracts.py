@@ -18,16 +18,21 @@ from qproxy.server.conversation_store import (
 )
 from qproxy.server.response_runs import RecordedStream, ResponseRunStore, RunNotFound, RunSignal, RunState
 from tests.backends.fake_responses import FakeConversations, FakeResponseRuns
-from tests.backends.test_contracts import clock, member
+from tests.backends.redis import members as engine
+from tests.backends.redis.link import Link
+from tests.backends.test_contracts import clock
 
-__all__ = ["clock", "member"]
+__all__ = ["clock"]
 LEASE = 30.0
 
 
-@pytest.fixture
-async def conversations(member, tmp_path):
-    if member == "fake":
-        stores: list[ConversationStore] = [FakeConversations()] * 2
+@pytest.fixture(params=["fake", "local", "redis"])
+async def conversations(request, tmp_path, clock, nursery):
+    if request.param == "redis":
+        links = [Link(request.getfixturevalue("valkey"), clock) for _ in range(2)]
+        stores: list[ConversationStore] = [await engine.open_conversations(link, nursery) for link in links]
+    elif request.param == "fake":
+        stores = [FakeConversations()] * 2
     else:
         path = tmp_path / "responses.sqlite3"
         stores = [SqliteConversations(path, max_age=100.0, max_bytes=10**6, timeout=5.0) for _ in range(2)]
@@ -36,10 +41,13 @@ async def conversations(member, tmp_path):
         await store.aclose()
 
 
-@pytest.fixture
-async def runs(member, tmp_path, clock):
-    if member == "fake":
-        stores: list[ResponseRunStore] = [FakeResponseRuns(clock)] * 2
+@pytest.fixture(params=["fake", "local", "redis"])
+async def runs(request, tmp_path, clock, nursery):
+    if request.param == "redis":
+        links = [Link(request.getfixturevalue("valkey"), clock) for _ in range(2)]
+        stores: list[ResponseRunStore] = [await engine.open_response_runs(link, nursery) for link in links]
+    elif request.param == "fake":
+        stores = [FakeResponseRuns(clock)] * 2
     else:
         path = tmp_path / "responses.sqlite3"
         stores = [SqliteResponseRuns(path, max_bytes=10**6, timeout=5.0, wall_clock=clock) for _ in range(2)]

@@ -18,7 +18,7 @@
     usage_limiter  UsageLimiter
     grants         GrantStore
     records        what owners have, deflated and sealed
-    responses      ResponseStore
+    responses, conversations, response_runs   the stores of the Responses API
     stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
     sealing        encryption of what the server must not read

@@ -71,18 +71,29 @@ class SealedRecords:
             await self._map_errors(self.client.request("ZREM", key, name))
         return count
 
-    async def seal(self, value: JSON, name: str) -> bytes:
-        """Return a value as it is stored under a name."""
-        data = json_codec.dumps(value)
+    async def seal(self, data: bytes, name: str) -> bytes:
+        """Return data as it is stored under a name."""
         if len(data) < LARGE:
             return self._seal(data, name)
         return await trio.to_thread.run_sync(self._seal, data, name)
 
-    async def open(self, sealed: bytes, name: str) -> tuple[JSON, int]:
-        """Return the value that was stored under a name, and its size. Raises ResponseStoreError."""
+    async def open(self, sealed: bytes, name: str) -> bytes:
+        """Return the data that was stored under a name. Raises ResponseStoreError."""
         if len(sealed) < LARGE:
             return self._open(sealed, name)
         return await trio.to_thread.run_sync(self._open, sealed, name)
+
+    async def seal_json(self, value: JSON, name: str) -> bytes:
+        """Return a value as it is stored under a name."""
+        return await self.seal(json_codec.dumps(value), name)
+
+    async def open_json(self, sealed: bytes, name: str) -> tuple[JSON, int]:
+        """Return the value that was stored under a name, and its size. Raises ResponseStoreError."""
+        data = await self.open(sealed, name)
+        try:
+            return json_codec.loads(data), len(data)
+        except ValueError as error:
+            raise self.fail(error) from None
 
     def fail(self, reason: object) -> ResponseStoreError:
         """Count a failure, and return its error."""
@@ -101,11 +112,10 @@ class SealedRecords:
     def _seal(self, data: bytes, name: str) -> bytes:
         return self._sealer.seal(zlib.compress(data, 1), name)
 
-    def _open(self, sealed: bytes, name: str) -> tuple[JSON, int]:
+    def _open(self, sealed: bytes, name: str) -> bytes:
         try:
-            data = zlib.decompressobj().decompress(self._sealer.open(sealed, name), MAX_RECORD)
-            return json_codec.loads(data), len(data)
-        except (SealError, zlib.error, ValueError) as error:
+            return zlib.decompressobj().decompress(self._sealer.open(sealed, name), MAX_RECORD)
+        except (SealError, zlib.error) as error:
             raise self.fail(error) from None
 
 

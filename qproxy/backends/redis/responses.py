@@ -67,7 +67,7 @@ class RedisResponses:
     async def save(self, stored: StoredResponse) -> None:
         owner, id, previous = stored.owner, stored.id, stored.previous_id or ""
         content = {"previous": previous, "response": stored.response, "items": stored.items}
-        body = await self._records.seal(content, self._name(owner, id))
+        body = await self._records.seal_json(content, self._name(owner, id))
         if len(body) > self._max_bytes:
             raise self._records.fail(
                 f"the response has {len(body)} bytes when stored (shared_response_max_bytes)"
@@ -136,7 +136,7 @@ class RedisResponses:
         return found, size
 
     async def _open(self, owner: str, id: str, previous: bytes, body: bytes) -> tuple[StoredResponse, int]:
-        content, size = await self._records.open(body, self._name(owner, id))
+        content, size = await self._records.open_json(body, self._name(owner, id))
         if content["previous"] != previous.decode():
             raise self._records.fail(f"the order of the responses before {id} was changed there")
         stored = StoredResponse(id, owner, content["previous"] or None, content["response"], content["items"])

@@ -31,7 +31,7 @@ LOCAL = (
     "logins in progress, tool rounds, reasoning, audit log"
 )
 """What each machine, or process, still has of its own."""
-SEALED = "stored responses"
+SEALED = "stored responses, conversations, background responses"
 """What is shared with a `shared_state_key_file`, and local without one."""
 LIMITS = load_script("limits")
 SCRIPTS = (LIMITS, GRANTS, API_KEYS, PERMISSIONS, *stores.SCRIPTS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.conversations import CONVERSATIONS, RedisConversations
 from qproxy.backends.redis.records import OWNERS
+from qproxy.backends.redis.response_runs import RUNS, RedisResponseRuns
 from qproxy.backends.redis.responses import RESPONSES, RedisResponses
 from qproxy.backends.redis.sealing import Sealer
 from qproxy.server.stores import ResponseStores
 
-SCRIPTS = (OWNERS, RESPONSES)
+SCRIPTS = (OWNERS, RESPONSES, CONVERSATIONS, RUNS)
 
 
 class RedisStores:
@@ -29,4 +31,6 @@ class RedisStores:
         responses = RedisResponses(
             self._client, self._sealer, local.responses, max_age=max_age, max_bytes=max_bytes
         )
-        return ResponseStores(responses, local.conversations, local.response_runs)
+        assert local.conversations is not None
+        conversations = RedisConversations(self._client, self._sealer, local.conversations, max_age=max_age)
+        return ResponseStores(responses, conversations, RedisResponseRuns(self._client, self._sealer))

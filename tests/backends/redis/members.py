@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 import trio
 
+from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.conversations import RedisConversations
 from qproxy.backends.redis.grants import MAX_GRANTS, RedisGrants
 from qproxy.backends.redis.rate_limits import RedisRateLimits
+from qproxy.backends.redis.response_runs import RedisResponseRuns
 from qproxy.backends.redis.responses import RedisResponses
 from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.sealing import Sealer
@@ -69,7 +72,8 @@ async def open_grants(
 
 def scripts_with_clock(*names: str) -> list[Script]:
     """Return scripts whose time is that of the link."""
-    return [with_clock(load_script(name)) for name in names]
+    scripts = map(load_script, names)
+    return [with_clock(script) if "TIME" in script.text else script for script in scripts]
 
 
 async def open_responses(
@@ -86,6 +90,22 @@ async def open_responses(
     client = await open_client(link, nursery, *scripts)
     local = local or SqliteResponseStore(None, max_age=max_age, max_bytes=10**6, timeout=5.0)
     return RedisResponses(client, sealer, local, max_age=max_age, max_bytes=max_bytes, scripts=scripts)
+
+
+async def open_conversations(
+    link: Link, nursery: trio.Nursery, *, max_age: float = 100.0
+) -> RedisConversations:
+    """Return the conversations of one machine, with a store of its own in memory."""
+    scripts = scripts_with_clock("conversations", "owners")
+    client = await open_client(link, nursery, *scripts)
+    local = SqliteConversations(None, max_age=max_age, max_bytes=10**6, timeout=5.0)
+    return RedisConversations(client, SEALER, local, max_age=max_age, scripts=scripts)
+
+
+async def open_response_runs(link: Link, nursery: trio.Nursery) -> RedisResponseRuns:
+    """Return the response runs of one process."""
+    scripts = scripts_with_clock("response_runs", "owners")
+    return RedisResponseRuns(await open_client(link, nursery, *scripts), SEALER, scripts=scripts)
 
 
 class SettledRateLimits(RedisRateLimits):

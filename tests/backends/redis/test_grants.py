@@ -21,14 +21,14 @@ class Clock:
 
 
 @pytest.fixture
-async def machines(valkey, nursery, autojump_clock):
+async def machines(valkey, nursery):
     """Return links and stores of two machines, and the wall clock; at most ten grants of a kind are kept."""
     clock = Clock()
     links = [Link(valkey, clock), Link(valkey, clock)]
     return links, [await open_grants(link, nursery, clock, limit=10) for link in links], clock
 
 
-async def test_no_grant_is_kept_forever(machines, valkey):
+async def test_no_grant_is_kept_forever(machines, valkey, autojump_clock):
     """Beyond the bound those that expire first are dropped; the last one ends the hash."""
     _, (one, two), clock = machines
     for number in range(11):
@@ -40,7 +40,7 @@ async def test_no_grant_is_kept_forever(machines, valkey):
     assert not await two.has("key", b"past")
 
 
-async def test_each_machine_knows_its_own_grants_while_the_server_is_away(machines, caplog):
+async def test_each_machine_knows_its_own_grants_while_the_server_is_away(machines, caplog, autojump_clock):
     """A session of this machine goes on and a login counts here; a revocation cannot be complete."""
     (link, _), (one, two), clock = machines
     await one.add("session", b"mine", clock.now + 1000)

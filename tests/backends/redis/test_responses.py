@@ -48,13 +48,13 @@ def clock():
 
 
 @pytest.fixture
-async def machines(valkey, nursery, clock, autojump_clock):
+async def machines(valkey, nursery, clock):
     """Return links and stores of two machines."""
     links = [Link(valkey, clock), Link(valkey, clock)]
     return links, [await open_responses(link, nursery) for link in links]
 
 
-async def test_a_conversation_is_one_hash_and_one_command(machines, valkey):
+async def test_a_conversation_is_one_hash_and_one_command(machines, valkey, autojump_clock):
     """A chain of 100 responses is read at once from the other machine; the server sees no text of it."""
     (_, link), (one, two) = machines
     await save_chain(one, range(100))
@@ -69,7 +69,7 @@ async def test_a_conversation_is_one_hash_and_one_command(machines, valkey):
     assert one.statistics().saved == 100
 
 
-async def test_a_long_conversation_is_read_in_steps(machines, monkeypatch):
+async def test_a_long_conversation_is_read_in_steps(machines, monkeypatch, autojump_clock):
     """Each reply has a bounded size."""
     monkeypatch.setattr(responses, "STEP_BYTES", 1000)
     (_, link), (one, two) = machines
@@ -79,7 +79,9 @@ async def test_a_long_conversation_is_read_in_steps(machines, monkeypatch):
     assert 3 < link.commands - before < 20
 
 
-async def test_a_conversation_in_use_is_kept_and_the_rest_of_it_expires(machines, clock, valkey, monkeypatch):
+async def test_a_conversation_in_use_is_kept_and_the_rest_of_it_expires(
+    machines, clock, valkey, monkeypatch, autojump_clock
+):
     """What is continued or read as part of a conversation stays; a branch that nobody uses is deleted."""
     _, (one, two) = machines
     one._max_age = two._max_age = 86400.0
@@ -100,7 +102,7 @@ async def test_a_conversation_in_use_is_kept_and_the_rest_of_it_expires(machines
     assert 0 < valkey.execute("TTL", key) <= 86400
 
 
-async def test_too_large_responses_are_not_stored(valkey, nursery, clock, autojump_clock, monkeypatch):
+async def test_too_large_responses_are_not_stored(valkey, nursery, clock, monkeypatch, autojump_clock):
     """A response, and a conversation, have limits, which the error names; nothing of them is stored."""
     store = await open_responses(Link(valkey, clock), nursery, max_bytes=1000)
     noise = "".join(hashlib.sha256(bytes([number])).hexdigest() for number in range(100))
@@ -117,7 +119,7 @@ async def test_too_large_responses_are_not_stored(valkey, nursery, clock, autoju
     assert error.value.code == "context_length_exceeded"
 
 
-async def test_responses_that_a_machine_stored_before_are_continued(machines):
+async def test_responses_that_a_machine_stored_before_are_continued(machines, autojump_clock):
     """They are found in its own store, also before shared ones; deleting deletes them there."""
     _, (one, two) = machines
     old = StoredResponse("resp_old", "bob", None, {"id": "resp_old", "output": []}, ["old"])
@@ -136,7 +138,7 @@ async def test_responses_that_a_machine_stored_before_are_continued(machines):
     assert await one.delete_owner("bob") == 2
 
 
-async def test_a_server_that_is_away_is_an_error_and_not_a_missing_response(machines):
+async def test_a_server_that_is_away_is_an_error_and_not_a_missing_response(machines, autojump_clock):
     """What this machine stored itself is still found; a response saved before is there again afterwards."""
     (link, _), (one, _) = machines
     await one.save(response(1))
@@ -155,7 +157,7 @@ async def test_a_server_that_is_away_is_an_error_and_not_a_missing_response(mach
     assert (await one.get("bob", id_of(1))).id == id_of(1)
 
 
-async def test_a_frozen_server_costs_each_call_its_timeout(machines):
+async def test_a_frozen_server_costs_each_call_its_timeout(machines, autojump_clock):
     """A save without a reply fails, and may have been done."""
     (link, _), (one, two) = machines
     await one.save(response(1))
@@ -169,7 +171,7 @@ async def test_a_frozen_server_costs_each_call_its_timeout(machines):
     assert len(await two.conversation("bob", id_of(2))) == 2
 
 
-async def test_another_key_or_place_does_not_open(valkey, nursery, clock, autojump_clock, machines):
+async def test_another_key_or_place_does_not_open(valkey, nursery, clock, machines, autojump_clock):
     """A machine without the key, and a body that somebody moved, are errors that name the reason."""
     _, (one, _) = machines
     await save_chain(one, [1, 2])
@@ -187,7 +189,7 @@ async def test_another_key_or_place_does_not_open(valkey, nursery, clock, autoju
 
 
 @pytest.mark.parametrize("id", ["", "a\ud800", "x" * 101, "a:m", "bytes\n", "é"])
-async def test_an_id_that_no_response_has_costs_no_command(machines, id):
+async def test_an_id_that_no_response_has_costs_no_command(machines, id, autojump_clock):
     """Clients write ids."""
     (link, _), (one, _) = machines
     before = link.commands
@@ -196,7 +198,7 @@ async def test_an_id_that_no_response_has_costs_no_command(machines, id):
     assert link.commands == before
 
 
-async def test_every_point_of_cancellation_leaves_the_store_usable(machines):
+async def test_every_point_of_cancellation_leaves_the_store_usable(machines, autojump_clock):
     """A call that is cancelled at any time changes nothing for the next ones."""
     (link, _), (one, two) = machines
     for number in range(1, 30):
