@@ -45,6 +45,7 @@ from qproxy.server.cors import CorsPolicy
 from qproxy.server.host_policy import HostPolicy
 from qproxy.server.in_flight import InFlightRequests
 from qproxy.server.state import BackgroundTask
+from qproxy.server.stream_recorder import StreamRecorder
 from qproxy.telemetry import RequestCounters
 from qproxy.telemetry.peers import Peers, find_peer_directory
 from qproxy.transport import ConnectFunction, UpstreamTransport
@@ -81,10 +82,11 @@ def build_state(
 
     relay = build_relay(config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios())
     prober = AccountProber(relay, max_delay=config.probe_interval)
-    refresh_tasks = RefreshTasks()
+    refresh_tasks, stream_recorder = RefreshTasks(), StreamRecorder()
     background: list[BackgroundTask] = [
         partial(end_stale_sessions, grants, config.admin_key),
         prober.run,
+        stream_recorder.run,
         *backends.background,
     ]
     if ledger is not None:
@@ -121,6 +123,7 @@ def build_state(
         response_runs=backends.response_runs,
         open_stores=backends.open_stores,
         background_runs=BackgroundRuns(),
+        stream_recorder=stream_recorder,
         refresh_tasks=refresh_tasks,
         login_sessions=backends.login_sessions(refresh_tasks),
         in_flight=InFlightRequests(),

@@ -257,6 +257,7 @@ class Server:
         seconds = scope.deadline - trio.current_time()
         scope.deadline = math.inf
         await self.state.background_runs.close(self.state.http_limits.graceful_timeout)
+        await self.state.stream_recorder.flush()
         scope.deadline = trio.current_time() + seconds
 
     async def aclose(self) -> None:

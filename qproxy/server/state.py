@@ -41,6 +41,7 @@ from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_socket import ResponseSocketLimits
 from qproxy.server.response_store import ResponseStore
 from qproxy.server.stores import ResponseStores
+from qproxy.server.stream_recorder import StreamRecorder
 from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.audit import AuditLog
 from qproxy.telemetry.body_log import BodyLogger
@@ -134,6 +135,8 @@ class ServerState:
     """Opens these three for changed settings."""
     background_runs: BackgroundRuns
     """The responses that this process generates in the background."""
+    stream_recorder: StreamRecorder
+    """Saves the events of stored responses that are streamed."""
     refresh_tasks: RefreshTasks
     login_sessions: LoginSessions
 

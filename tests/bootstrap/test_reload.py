@@ -36,7 +36,7 @@ KEPT = {
     "http_limits", "endpoints", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter",
     "refresh_tasks", "prober", "audit",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
-    "startup", "background_runs", "open_stores", "shared_state",
+    "startup", "background_runs", "stream_recorder", "open_stores", "shared_state",
 }  # fmt: skip
 """Parts that live as long as the server."""
 

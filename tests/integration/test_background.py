@@ -330,6 +330,46 @@ async def test_a_response_whose_process_died_fails(autojump_clock):
         assert failed == events[-2]["response"]
 
 
+async def test_a_broken_stream_is_read_again(autojump_clock):
+    """The events of a stored stream whose client disconnected end with its cancellation, those of a whole
+    stream are the same again; from any event on, also in another worker."""
+    async with two_workers() as (one, two, _):
+        one.emulator.script(slow(3600.0), slow())
+        raw = json.dumps({**ASK, "background": False, "stream": True}).encode()
+        fields = [(b"content-type", b"application/json")]
+        async with one.client.request("POST", PATH, headers=fields, body=raw) as response:
+            sent = parse((await response.receive()).decode())
+        id_ = sent[0]["response"]["id"]
+        await trio.sleep(2)
+        assert one.emulator.requests[-1].disconnected.is_set()
+        for w in (one, two):
+            again = await get_events(w, id_)
+            assert again[: len(sent)] == sent
+            assert again[len(sent)]["type"] == "response.incomplete"
+            assert again[len(sent)]["response"] == (await send(w, "GET", f"{PATH}/{id_}"))[1]
+            assert (again[-1]["response"]["status"], text(again[-1]["response"])) == ("cancelled", "Hello")
+            assert await get_events(w, id_, 1) == again[2:]
+        async with one.client.request("POST", PATH, headers=fields, body=raw) as response:
+            whole = parse((await response.read()).decode())
+        assert await get_events(one, whole[0]["response"]["id"]) == whole
+        assert await get_events(two, whole[0]["response"]["id"], 5) == whole[6:]
+
+
+async def test_what_is_not_recorded_is_an_error(autojump_clock):
+    """A response without stored events names the way to read it: a whole one, and a stream beyond the
+    limits."""
+    async with world() as w:
+        _, whole = await send(w, "POST", PATH, {**ASK, "background": False})
+        w.server.state.stream_recorder._max_stream_bytes = 100
+        raw = json.dumps({**ASK, "background": False, "stream": True}).encode()
+        fields = [(b"content-type", b"application/json")]
+        async with w.client.request("POST", PATH, headers=fields, body=raw) as response:
+            large = parse((await response.read()).decode())[0]["response"]
+        for id_ in (whole["id"], large["id"]):
+            status, refused = await send(w, "GET", f"{PATH}/{id_}?stream=true")
+            assert (status, refusal(refused).param) == (400, "stream")
+
+
 INVALID = {
     "no number": ("?stream=true&starting_after=x", "starting_after"),
     "a negative number": ("?stream=true&starting_after=-1", "starting_after"),

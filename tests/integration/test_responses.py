@@ -318,18 +318,22 @@ async def test_a_response_that_failed_is_not_kept():
         assert statistics(w).saved == 0
 
 
-async def test_a_disconnect_stores_nothing():
-    """A client that disconnects in mid-response frees everything, and its response is not kept."""
+async def test_a_disconnect_cancels_the_response():
+    """A client that disconnects in mid-response frees everything; the response is kept as cancelled, and
+    cannot be continued."""
     async with world() as w:
         body = json.dumps({**ASK, "model": "fault-hang", "stream": True}).encode()
         async with w.client.request(
             "POST", PATH, headers=[(b"content-type", b"application/json")], body=body
         ) as response:
-            await response.receive()
+            id_ = read((await response.receive()).decode())[0]["response"]["id"]
         with trio.fail_after(0.1):
             await w.emulator.requests[-1].disconnected.wait()
         assert w.sound()
-        assert statistics(w).saved == 0
+        _, started = await w.get(f"{PATH}/{id_}")
+        assert judge(Response, started).status == "cancelled"
+        status, _, body = await w.post(ASK | {"previous_response_id": id_}, PATH)
+        assert (status, body["error"]["code"]) == (400, "previous_response_not_found")
 
 
 async def test_a_failure_in_mid_response():

@@ -115,6 +115,7 @@ class ClientResponses:
         return HTTPResponse(body, content_type=STREAM_TYPE, headers=dict(STREAM_HEADERS))
 
     async def _get(self, id: str) -> StoredResponse:
+        await self._state.stream_recorder.flush()
         try:
             return await self.store(id).get(self._owner, id)
         except ResponseNotFound:

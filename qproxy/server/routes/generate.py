@@ -62,6 +62,9 @@ class NoHistory:
         """Start a response in the background, and return the client's first response."""
         raise NotImplementedError
 
+    def record_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
+        """Prepare to save the events of a stream, for a client whose connection breaks."""
+
     async def save_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
         """Save a streamed response before its last bytes are sent.  Failures are logged, not raised."""
 
@@ -178,6 +181,7 @@ def _stream_response(
     in_flight: InFlightRequest,
 ) -> HTTPResponse:
     record, encoder = request_context.record(), endpoint.encoder(turn)
+    history.record_stream(turn, encoder)
     body = SSEBody(
         answer,
         encoder,

@@ -34,7 +34,7 @@ from qproxy.server.routes.responses import ResponseHistory
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.usage_limits import authorize_model
 from qproxy.wire import json_codec
-from qproxy.wire.endpoints import ENDPOINTS, OPENAI, responses
+from qproxy.wire.endpoints import ENDPOINTS, OPENAI, StreamEncoder, responses
 from qproxy.wire.endpoints.responses import socket_events
 from qproxy.wire.endpoints.responses.socket_events import ClientMessage
 from qproxy.wire.errors import QproxyError, RequestError
@@ -207,6 +207,9 @@ class SocketHistory(ResponseHistory):
         loaded = await super().load(own)
         known = {item["id"]: item for item in parent.items if item["id"] in wanted}
         return {**loaded, "before": parent.items, "known": {**loaded["known"], **known}}
+
+    def record_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
+        """Record nothing: the client of a WebSocket sends its request again on another one."""
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         asked, parent = responses.request_of(turn), self._parent

@@ -4,9 +4,9 @@ Here: the ownership of responses, and errors for missing ones. Not here: the sha
 (`wire.endpoints.responses`) and the storage (`backends`).
 
 A `completed` or `incomplete` response is saved before its last bytes are sent, so that a client can continue
-it as soon as it receives `response.completed`. A failed response, or one whose client disconnected, is not
-saved: it is truncated. One in the background is saved in any case. A response belongs to its client's API
-key, by the full digest.
+it as soon as it receives `response.completed`. A failed response is not saved; one in the background is, in
+any case. One whose client disconnected is saved as cancelled, so that the client can read its events again. A
+response belongs to its client's API key, by the full digest.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from qproxy.server.routes.conversations import conversation_not_found
 from qproxy.server.routes.generate import NoHistory, StartResponse
 from qproxy.server.routes.stored_items import client_owner, load_items, page_query
 from qproxy.server.state import Route, ServerState, StateHolder
+from qproxy.server.stream_recorder import EndedStream
 from qproxy.wire.endpoints import OPENAI, StreamEncoder, responses
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
@@ -48,6 +49,7 @@ class ResponseHistory(NoHistory):
         self._store = state.responses
         self._owner = client_owner()
         self._request = request_context.record().id
+        self._is_kept = False
 
     async def load(self, body: Any) -> dict[str, Any]:
         """Return the conversation that the request continues, and the items that it references.
@@ -74,12 +76,17 @@ class ResponseHistory(NoHistory):
             await self._extend(asked.conversation, [*asked.items, *answer["output"]])
         if not asked.store or self._store is None:
             return
-        await self._keep(StoredResponse(turn.id, self._owner, asked.previous, answer, asked.items))
+        await self._keep(self._stored(turn, answer))
+
+    def _stored(self, turn: Turn, answer: dict[str, Any]) -> StoredResponse:
+        asked = responses.request_of(turn)
+        return StoredResponse(turn.id, self._owner, asked.previous, answer, asked.items)
 
     async def _keep(self, stored: StoredResponse) -> None:
         assert self._store is not None
         try:
             await self._store.save(stored)
+            self._is_kept = True
         except ResponseStoreError as error:
             log.warning("request %s: its response is not kept: %s", self._request, error)
 
@@ -87,6 +94,25 @@ class ResponseHistory(NoHistory):
         assert isinstance(encoder, responses.Encoder)
         if encoder.response is not None:
             await self.save(turn, encoder.response)
+
+    def record_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
+        if responses.request_of(turn).store and self._store is not None:
+            assert isinstance(encoder, responses.Encoder)
+            encoder.log = self.state.stream_recorder.begin()
+            request_context.stack().callback(self._on_stream_end, turn, encoder, encoder.log)
+
+    def _on_stream_end(self, turn: Turn, encoder: responses.Encoder, frames: responses.FrameLog) -> None:
+        """Save the events of a stream that completed or whose client disconnected."""
+        cancelled = None
+        if encoder.cancel():
+            assert encoder.last_response is not None
+            cancelled = self._stored(turn, encoder.last_response)
+        recorder, runs = self.state.stream_recorder, self.state.response_runs
+        if encoder.log is None or runs is None or not (self._is_kept or cancelled):
+            recorder.discard(frames)
+        else:
+            assert self._store is not None
+            recorder.add(EndedStream(self._owner, turn.id, frames, runs, self._store, cancelled))
 
     def is_background(self, turn: Turn) -> bool:
         return responses.request_of(turn).background
@@ -99,7 +125,7 @@ class ResponseHistory(NoHistory):
         assert state.responses is not None
         assert state.response_runs is not None
         state.background_runs.check_limit(state.request_limits.max_background_responses)
-        request, clients = responses.request_of(turn), ClientResponses(state, self._owner)
+        clients = ClientResponses(state, self._owner)
         run = BackgroundRun(
             self._owner,
             turn.id,
@@ -111,12 +137,12 @@ class ResponseHistory(NoHistory):
             delete=partial(clients.delete, turn.id),
         )
         queued = responses.queued_response(turn)
-        await state.responses.save(
-            StoredResponse(turn.id, self._owner, request.previous, queued, request.items)
-        )
+        await state.responses.save(self._stored(turn, queued))
         await run.queue()
         state.background_runs.start(run, context)
-        return await clients.stream(turn.id, -1) if request.streams else json_response(queued)
+        if responses.request_of(turn).streams:
+            return await clients.stream(turn.id, -1)
+        return json_response(queued)
 
     async def _extend(self, conversation: str, items: list[Item]) -> None:
         """Append a response's input and output to its conversation."""

@@ -17,6 +17,7 @@ with an id): so they are stored, listed and sent to the model, and a stored resp
     output_items   the kinds of output items while they grow
     output         events as output items, and what happens to them on the way
     objects        the response object, usage, errors, ids, pages of items
+    frame_log      the frames of a stream, to send them again
     stored_events  the end of a stream that is read from stored events
     encoder        what happens as server-sent events; the same as a whole response
     socket_events  the messages of a WebSocket
@@ -25,6 +26,7 @@ OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """
 
 from qproxy.wire.endpoints.responses.encoder import Encoder, queued_response, response
+from qproxy.wire.endpoints.responses.frame_log import FrameLog
 from qproxy.wire.endpoints.responses.input_items import include_fields
 from qproxy.wire.endpoints.responses.objects import (
     is_active,
@@ -44,6 +46,7 @@ from qproxy.wire.endpoints.responses.request import (
 
 __all__ = [
     "Encoder",
+    "FrameLog",
     "ResponsesRequest",
     "conversation_id",
     "decode",

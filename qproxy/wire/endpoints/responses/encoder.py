@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints import openai_errors
 from qproxy.wire.endpoints.responses import objects
+from qproxy.wire.endpoints.responses.frame_log import FrameLog
 from qproxy.wire.endpoints.responses.output import ResponseOutput
 from qproxy.wire.endpoints.responses.output_items import ItemEvent
 from qproxy.wire.endpoints.responses.request import request_of
@@ -124,6 +125,8 @@ class Encoder:
         """The response, once it has completed."""
         self.last_response: dict[str, JSON] | None = None
         """The response in the last of the events: completed, failed or cancelled."""
+        self.log: FrameLog | None = None
+        """A log that gets every frame."""
 
     def queue(self) -> list[bytes]:
         """Return the first frames of a response in the background, which `begin` follows."""
@@ -148,8 +151,8 @@ class Encoder:
         return frames
 
     def cancel(self) -> list[bytes]:
-        """Return the frame that ends a cancelled response; nothing after the end."""
-        if self._finished:
+        """Return the frame that ends a cancelled response; nothing before the start and after the end."""
+        if self._finished or not self._number:
             return []
         self._finished = True
         return self._last_frames(self._builder.cancel())
@@ -173,6 +176,11 @@ class Encoder:
     def _frames(self, happenings: Iterable[ItemEvent]) -> list[bytes]:
         frames = encode_events(happenings, self._number, self._frame)
         self._number += len(frames)
+        log = self.log
+        if log is not None:
+            log.frames += frames
+            if len(log.frames) >= log.check_at and not log.measure():
+                self.log = None
         return frames
 
     def _frame(self, kind: str, data: bytes) -> bytes:
