@@ -42,7 +42,7 @@ from qproxy.backends.local.response_runs import SqliteResponseRuns
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
-from qproxy.config import Config
+from qproxy.config import Config, data_dir
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.config.secret_files import read_secret
 from qproxy.ledger import Pricing, UsageLedger
@@ -184,6 +184,7 @@ def open_shared_state(config: Config, local: Backends) -> SharedState | None:
         grants=local.grants,
         key_table=key_table,
         sealer=open_sealer(config),
+        outbox_directory=data_dir() / "shared-state",
     )
 
 

@@ -14,6 +14,7 @@
     exchange       one numbered exchange with `limits.lua`
     subject        the limits of one subject: credit in advance, rejections that hold, one exchange in flight
     subjects       all of one kind, and the policy while the server is away (`share`)
+    outbox         what the server lacks when a process ends, for the next process
     rate_limits    RateLimitStore
     usage_limiter  UsageLimiter
     grants         GrantStore

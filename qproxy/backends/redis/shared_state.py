@@ -6,6 +6,7 @@ The log states at start what is shared and what is not.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import trio
 
@@ -15,6 +16,7 @@ from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.monitor import RedisMonitor
+from qproxy.backends.redis.outbox import Outbox
 from qproxy.backends.redis.permissions import PERMISSIONS
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.script import load_script
@@ -50,11 +52,14 @@ class SharedState:
         grants: GrantStore,
         key_table: KeyTable | None,
         sealer: Sealer | None,
+        outbox_directory: Path | None = None,
     ) -> None:
         """`client` has `SCRIPTS`; `grants` is this machine's own store; without `key_table` the only keys are
-        those of the settings, and without `sealer` nothing that has to be sealed is shared."""
+        those of the settings, and without `sealer` nothing that has to be sealed is shared.
+        `outbox_directory` keeps changes of limits from one process to the next."""
         self._client = client
         self.subscriber = Subscriber(client)
+        self._outbox = Outbox(client, LIMITS, outbox_directory)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
         self._subjects = (keys, addresses)
         self.key_table = key_table
@@ -62,10 +67,13 @@ class SharedState:
         self.wrong_secrets = RedisRateLimits(addresses)
         self.grants = RedisGrants(client, grants)
         self.stores = None if sealer is None else RedisStores(client, sealer)
-        self.monitor = RedisMonitor(client, lambda: sum(subjects.active for subjects in self._subjects))
+        self.monitor = RedisMonitor(client, self._count_unsettled)
 
     def __repr__(self) -> str:
         return f"<SharedState {self._client!r}>"
+
+    def _count_unsettled(self) -> int:
+        return len(self._outbox) + sum(subjects.active for subjects in self._subjects)
 
     async def run(self) -> None:
         """Serve the members until cancelled, and then send what the server does not know yet."""
@@ -73,6 +81,7 @@ class SharedState:
         if self.stores is None:
             shared, local = SHARED, f"{LOCAL}; without shared_state_key_file also {SEALED}"
         log.info("shared state: in %s: %s; local: %s", self._client.address, shared, local)
+        self._outbox.load()
         work = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, work)
@@ -82,6 +91,7 @@ class SharedState:
                 with trio.CancelScope(shield=True):
                     for subjects in self._subjects:
                         await subjects.aclose()
+                    self._outbox.save(entry for subjects in self._subjects for entry in subjects.unsettled())
                     await self._client.presence.end()
                 work.cancel()
 

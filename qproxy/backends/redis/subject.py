@@ -67,7 +67,8 @@ class Subject:
         """On the server, as of the last reply."""
         self._client = client
         self._script = script
-        self._key = key
+        self.key = key
+        """Its name on the server."""
         self._clock = clock
         self._numbers = numbers
         self._in_flight: Exchange | None = None
@@ -89,7 +90,7 @@ class Subject:
         self.set_limits(limits, budgets)
 
     def __repr__(self) -> str:
-        return f"<Subject {self._key}>"
+        return f"<Subject {self.key}>"
 
     def set_limits(self, limits: Amounts, budgets: Sequence[BudgetLimit]) -> None:
         """Apply other limits from the next exchange on."""
@@ -200,6 +201,16 @@ class Subject:
         if self._in_flight is not None and not self._sent:
             self._send(self._in_flight)
 
+    def unsettled(self) -> Iterator[Exchange]:
+        """Yield the exchanges that the server lacks, for a later process: no request waits for them."""
+        if self._in_flight is not None:
+            yield replace(self._in_flight, need=None, want={})
+        self.take({unit: -amount for unit, amount in self._credit.items()})
+        self._credit = {}
+        if self._taken or self._used:
+            number, taken, used = next(self._numbers), self._taken, self._used
+            yield Exchange(number, self.limits, self.units, taken, used, None, {}, self.budgets, {})
+
     def _observe_rate(self) -> None:
         now = self._clock()
         self._rate = 0.9 * self._rate + 0.1 / max(1e-3, now - self._reserved_at)
@@ -260,7 +271,7 @@ class Subject:
             forgot_at=client.forgot_at,
             processes=client.processes,
         )
-        command = client.script_command(self._script, self._key, *arguments)
+        command = client.script_command(self._script, self.key, *arguments)
         try:
             client.send(command, partial(self._end, exchange))
             self._sent = True

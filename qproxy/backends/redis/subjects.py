@@ -5,15 +5,16 @@ While the server cannot be used the policy decides, and what it grants is counte
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Literal, TypeAlias
 
 import trio
 
 from qproxy.backends.redis.client import RedisClient
-from qproxy.backends.redis.exchange import BudgetLimit, Exhausted
+from qproxy.backends.redis.exchange import BudgetLimit, Exchange, Exhausted
 from qproxy.backends.redis.script import Script
 from qproxy.backends.redis.share import Share
 from qproxy.backends.redis.subject import SETTLE_SECONDS, Subject
@@ -24,6 +25,9 @@ RENEWAL_SECONDS = 10.0
 """After which the lease of what is held is renewed; it ends after 30 s (`limits.lua`)."""
 IDLE_SECONDS = 600.0
 """After which a subject that is not used is dropped here."""
+MAX_ACTIVE = 100_000
+"""Subjects with changes that wait for the server; each has the sums of its changes, not all of them."""
+log = logging.getLogger("qproxy.backends")
 Policy: TypeAlias = Literal["share", "closed", "open"]
 
 
@@ -49,6 +53,7 @@ class Subjects:
         self._by_name: dict[str, Subject] = {}
         self._active: dict[Subject, None] = {}
         """Those whose state the server does not know completely."""
+        self._dropped = 0
         client.on_connect.append(self._resend)
 
     def __repr__(self) -> str:
@@ -80,7 +85,7 @@ class Subjects:
         Raises a QproxyError with status 503 if the policy or a budget requires the server, and it cannot be
         used.
         """
-        self._active[subject] = None
+        self._activate(subject)
         granted = None
         with trio.move_on_after(self.client.timeout):
             if self.client.is_starting:
@@ -92,7 +97,7 @@ class Subjects:
 
     def settle(self, subject: Subject) -> None:
         """Send what has changed. Never waits."""
-        self._active[subject] = None
+        self._activate(subject)
         subject.settle()
 
     async def run(self) -> None:
@@ -107,6 +112,24 @@ class Subjects:
             while self.client.is_connected and self._active:
                 self._flush()
                 await trio.sleep(self.client.timeout / 10)
+
+    def unsettled(self) -> Iterator[tuple[str, Exchange]]:
+        """Yield the exchanges that the server lacks, by their keys."""
+        for subject in self._active:
+            for exchange in subject.unsettled():
+                yield subject.key, exchange
+
+    def _activate(self, subject: Subject) -> None:
+        """Keep a subject until the server knows its state; beyond `MAX_ACTIVE` the oldest one is dropped."""
+        self._active[subject] = None
+        if len(self._active) > MAX_ACTIVE:
+            oldest = next(iter(self._active))
+            del self._active[oldest]
+            if self._dropped == 0:
+                log.error(
+                    "shared state: more than %d subjects have changes: the oldest are dropped", MAX_ACTIVE
+                )
+            self._dropped += 1
 
     def _flush(self) -> None:
         now = self._clock()

@@ -84,7 +84,7 @@ async def settle(found):
 
 async def used(found, limited):
     """What the server has counted in a budget, and what is held."""
-    name = found[0].limiter._subject(limited)._key
+    name = found[0].limiter._subject(limited).key
     reply = await found[0].client.request("HMGET", name, "u:month:requests", "h:requests")
     return [float(item or 0) for item in reply]
 
@@ -270,7 +270,7 @@ async def test_the_policy_decides_while_the_server_is_away(policy, valkey, autoj
             home.link.restore()
         await settle(found)
         level = float(
-            await found[0].client.request("HGET", found[0].limiter._subject(limited)._key, "l:requests")
+            await found[0].client.request("HGET", found[0].limiter._subject(limited).key, "l:requests")
         )
         assert level <= 98 - granted + 20
 
@@ -353,7 +353,7 @@ async def test_windows_are_those_of_one_machine(window, valkey):
         limiter = RedisUsageLimiter(subjects, None)
         times = [chance.uniform(1.7e9, 3.0e9) for _ in range(40)]
         for at in times:
-            valkey.execute("DEL", limiter._subject(limited)._key)
+            valkey.execute("DEL", limiter._subject(limited).key)
             limiter._subject(limited)._denied = None
             end = WINDOWS[window].end(at)
             now[0] = at
