@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "PromptTokensDetails": frozenset({"text_tokens", "image_tokens", "video_tokens"}),  # Qwen's own details
     "CompletionTokensDetails": frozenset({"text_tokens"}),
     "Response": frozenset({"store"}),  # OpenAI sends it, its SDK does not declare it
+    "ResponseFunctionCallArgumentsDoneEvent": frozenset({"name"}),  # OpenAI's schema requires it
     "ResponseErrorEvent": frozenset({"error"}),  # OpenAI sends it, and the SDK raises because of it
 }
 """Keys by the SDK's class that qproxy sends on purpose and the SDK does not declare."""

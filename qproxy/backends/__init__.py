@@ -2,6 +2,7 @@
 
     factory    `open_backends(config)`: one member of each Protocol
     ledgers    the usage ledger of the settings
+    sealing    what seals texts for clients
     shared_commands   shared state for commands
     api_keys   whether there are API keys, for checks before anything is opened
     backup     a backup of the data directory: its files and its manifest

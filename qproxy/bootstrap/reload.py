@@ -37,6 +37,7 @@ RESTART_REQUIRED = frozenset({
     "shared_state_policy", "shared_state_timeout", "shared_state_connect_timeout",
     "shared_response_max_bytes",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
+    "compaction_key_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""
 CONCURRENCY_SETTINGS = ("max_requests", "max_queue_size", "queue_timeout")
@@ -104,6 +105,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         realtime=state.build_realtime(config, catalog),
         response_sockets=limits.response_socket_limits(config),
         tool_runtime=tool_runtime,
+        compactor=previous.compactor.renewed(on_overflow=config.compact_on_overflow),
         responses=stores.responses,
         conversations=stores.conversations,
         response_runs=stores.response_runs,

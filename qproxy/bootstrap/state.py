@@ -21,6 +21,7 @@ from qproxy.accounts.shared_state import AccountStateStore
 from qproxy.accounts.sync import AccountStateSync
 from qproxy.auth.background import RefreshTasks
 from qproxy.backends.factory import Backends, open_backends
+from qproxy.backends.sealing import open_text_sealer
 from qproxy.bootstrap import limits, telemetry
 from qproxy.bootstrap.accounts import build_accounts, build_aliases
 from qproxy.bootstrap.models import build_catalog
@@ -31,6 +32,7 @@ from qproxy.config.accounts import ConfigError
 from qproxy.dashboard import end_stale_sessions
 from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay.account_probe import AccountProber
+from qproxy.relay.compaction import Compactor
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.realtime import RealtimeConfig
@@ -118,6 +120,7 @@ def build_state(
         realtime=build_realtime(config, catalog),
         response_sockets=limits.response_socket_limits(config),
         tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
+        compactor=Compactor(open_text_sealer(config), on_overflow=config.compact_on_overflow),
         responses=backends.responses,
         conversations=backends.conversations,
         response_runs=backends.response_runs,

@@ -62,6 +62,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="polling interval to require (default: none, as Qwen)",
     )
     parser.add_argument(
+        "--context",
+        type=int,
+        metavar="TOKENS",
+        help="tokens (words) that a prompt may have; longer ones are rejected (default: no limit)",
+    )
+    parser.add_argument(
         "--assume",
         type=_assumption,
         action="append",
@@ -95,7 +101,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     facts = reduce(lambda known, text: known.assume(text), arguments.assume, NATURAL)
     identity = IdentityServer(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
-    emulator, stop = Emulator(identity=identity, facts=facts), trio.Event()
+    emulator, stop = Emulator(identity=identity, facts=facts, context=arguments.context), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, print_result)
         await nursery.start(emulator.serve, arguments.port)

@@ -66,6 +66,7 @@ def load(
     values.setdefault("ledger_spool_file", str(data_dir(environ) / "ledger-spool.sqlite3"))
     values.setdefault("audit_file", str(data_dir(environ) / "audit.jsonl"))
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
+    values.setdefault("compaction_key_file", str(data_dir(environ) / "compaction.key"))
     config = Config(**values)
     admin_key = config.admin_key or read_secret("admin_key_file", config.admin_key_file)
     accounts = tuple(load_key(account, environ) for account in config.accounts)

@@ -198,9 +198,19 @@ def call_id(body: Any, number: int) -> str:
     return f"call_{digest[:24]}"
 
 
+def check_length(body: Any, limit: int | None) -> None:
+    """Raise the refusal of a prompt that has more tokens than the model's context."""
+    if limit is not None and _prompt_tokens(body) > limit:
+        raise bad_request(f"Range of input length should be [1, {limit}]")
+
+
+def _prompt_tokens(body: Any) -> int:
+    return [block.tokens for block in prompt_cache.prompt_blocks(body)][-1]
+
+
 def usage(body: Any, answer: Answer, cached: CacheUse = NOT_CACHED) -> dict[str, Any]:
     """Counts of words, which is as good as tokens here."""
-    prompt = [block.tokens for block in prompt_cache.prompt_blocks(body)][-1]
+    prompt = _prompt_tokens(body)
     reasoning = len(answer.thought.split())
     audio = omni_audio.count_tokens(body) if answer.text else 0
     completion = reasoning + len(answer.text.split()) + sum(map(_call_tokens, answer.calls)) + audio

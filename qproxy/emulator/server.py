@@ -84,6 +84,7 @@ class Emulator:
         piece: int = 12,
         identity: IdentityServer | None = None,
         facts: Unverified = NATURAL,
+        context: int | None = None,
     ) -> None:
         self.keys = keys
         """Accepted bearer tokens, besides those of the identity server; None accepts all others."""
@@ -99,6 +100,8 @@ class Emulator:
         self.connections = 0
         self._script: deque[ScriptedReply] = deque()
         self._facts = facts
+        self.context = context
+        """Tokens that a prompt may have; None is no limit."""
         self._cache = PromptCache(trio.current_time, facts)
         self._models: dict[str, Callable[[ReceivedRequest], ScriptedReply]] = {
             CHAT_PATH: self._chat,
@@ -312,6 +315,7 @@ class Emulator:
     def _chat(self, seen: ReceivedRequest) -> ScriptedReply:
         body = seen.body
         chat.validate(body, self._facts)
+        chat.check_length(body, self.context)
         cached = self._cache.use(seen.token, body)
         if not body.get("stream"):
             return json_reply(chat.response(body, cached))
@@ -323,6 +327,7 @@ class Emulator:
         service = native.SERVICES[seen.path]
         body = native.chat_request(seen.body, seen.headers.get("x-dashscope-sse") == "enable")
         native.validate(body, service, self._facts)
+        chat.check_length(body, self.context)
         cached = self._cache.use(seen.token, body)
         if not body["stream"]:
             return json_reply(native.response(body, service, cached))

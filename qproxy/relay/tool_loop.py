@@ -27,10 +27,10 @@ import trio
 from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
 from qproxy.relay.tool_rounds import ConversationKey, ToolRoundStore
+from qproxy.relay.wakeup import Wakeup
 from qproxy.telemetry import RelayRecord
 from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
-from qproxy.transport import ReceiveTimeout
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, ServerToolCall, ServerToolResult, StreamFailed, Turn, Usage
 from qproxy.wire.token_estimate import prompt_size
@@ -79,13 +79,13 @@ class ToolLoop:
         self._client_turn = turn
         self._turn = tools.offered_tools(turn)
         self._opening_messages = len(turn.messages)
+        self._calls_left = math.inf if turn.max_tool_calls is None else turn.max_tool_calls
         self._number = 1
         self._stage = self._start_round(Usage())
         self._stream: EventStream | None = None
         self._pending_events: list[Event] = []
         self._finished = False
-        self._has_events = trio.Event()
-        self._waiter: trio.CancelScope | None = None
+        self._wakeup = Wakeup()
         self._results: dict[str, ServerToolResult | None] = {}
         """Results of the running calls in order; a finished one waits for those before it."""
 
@@ -101,8 +101,8 @@ class ToolLoop:
         """Make the waiting `receive`, if any, raise ReceiveTimeout."""
         if self._stream is not None:
             self._stream.interrupt()
-        elif self._waiter is not None:
-            self._waiter.cancel()
+        else:
+            self._wakeup.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
         """Return the next events; empty at the end. Raises `ReceiveTimeout` at `until`, and loses nothing."""
@@ -113,7 +113,7 @@ class ToolLoop:
             if self._finished:
                 return []
             if self._stream is None:
-                await self._wait_for_results(until)
+                await self._wakeup.wait(until)
             else:
                 self._process(await self._stream.receive(until))
 
@@ -124,19 +124,9 @@ class ToolLoop:
             events.extend(piece)
         return events
 
-    async def _wait_for_results(self, until: float) -> None:
-        self._has_events = trio.Event()
-        with trio.CancelScope(deadline=until) as self._waiter:
-            try:
-                await self._has_events.wait()
-                return
-            finally:
-                self._waiter = None
-        raise ReceiveTimeout
-
     def _report_results(self, *events: Event) -> None:
         self._pending_events += events
-        self._has_events.set()
+        self._wakeup.set()
 
     def _start_round(self, before: Usage) -> RoundStage:
         number = self._number
@@ -144,15 +134,19 @@ class ToolLoop:
         def our_id(place: int) -> str:
             return self._client_turn.call_id(0, f"{number}/{place}")
 
-        last = number > self._tools.limit
         return RoundStage(
             self._tools.tools.keys(),
             self._client_calls,
             our_id,
             before,
             separates_rounds=self._client_turn.separates_rounds,
-            is_last=last,
+            is_last=self._is_last(number),
         )
+
+    def _is_last(self, number: int) -> bool:
+        """Return whether tools are no longer offered; the client's own may be called beyond
+        `max_tool_calls`."""
+        return number > self._tools.limit or (self._calls_left <= 0 and not self._client_calls)
 
     def _process(self, events: list[Event]) -> None:
         """Return the client's events of some events of the round; at its end start the next step."""
@@ -178,12 +172,14 @@ class ToolLoop:
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
                 for place, call in enumerate(self._stage.pending):
-                    if place < MAX_CALLS_PER_ROUND:
-                        self._start(call, nursery)
-                    else:
+                    if place >= MAX_CALLS_PER_ROUND:
                         call.output = (
                             f"Error: not run, because more than {MAX_CALLS_PER_ROUND} were called at once."
                         )
+                    elif self._calls_left <= 0:
+                        call.output = "Error: not run, because the request's max_tool_calls are reached."
+                    else:
+                        self._start(call, nursery)
             self._record.tool_seconds += trio.current_time() - began
             if self._stage.sent:
                 await self._save_round()
@@ -200,7 +196,7 @@ class ToolLoop:
                     code="internal_error",
                 )
             )
-        self._has_events.set()
+        self._wakeup.set()
 
     def _fail(self, error: QproxyError) -> None:
         self._finished = True
@@ -211,6 +207,7 @@ class ToolLoop:
         if tool is None:  # nothing runs, so nothing is reported
             call.output = f"Error: {invoke.unknown_tool_message(self._tools.tools, call.name)}"
             return
+        self._calls_left -= 1
         self._results[call.id] = None
         self._report_results(
             ServerToolCall(call.id, call.name, call.arguments, tool.server, tool.remote_name or tool.name)
@@ -231,8 +228,8 @@ class ToolLoop:
         done = self._stage
         before = add_usage(done.text_before, done.usage) if done.usage else done.text_before
         self._number += 1
-        self._record.rounds = self._number
-        self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
+        self._record.rounds += 1
+        self._turn = next_turn(self._turn, done, last=self._is_last(self._number))
         self._turn = replace(self._turn, prior_text=self._turn.prior_text + done.text)
         self._stage = self._start_round(before)
         turn = replace(

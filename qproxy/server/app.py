@@ -43,7 +43,7 @@ from qproxy.server.routes.metrics import METRICS_QUERY, MetricsRoutes
 from qproxy.server.routes.openapi import OpenApiRoutes
 from qproxy.server.routes.realtime import RealtimeRoutes
 from qproxy.server.routes.response_socket import ResponseSocketRoutes
-from qproxy.server.routes.responses import ResponseHistory, ResponseRoutes
+from qproxy.server.routes.responses import HISTORIES, ResponseRoutes
 from qproxy.server.routes.token_counting import TokenCountRoutes
 from qproxy.server.state import BackgroundTask, Route, RouteGroup, ServerState, StateHolder
 from qproxy.wire.endpoints import OPENAI
@@ -152,7 +152,7 @@ class Server:
         self.state = state
         metrics = MetricsRoutes(self)
         groups: list[RouteGroup] = [
-            GenerationRoutes(self, state.endpoints, {"/responses": ResponseHistory}), EmbeddingRoutes(self),
+            GenerationRoutes(self, state.endpoints, HISTORIES), EmbeddingRoutes(self),
             TokenCountRoutes(self), ResponseRoutes(self), ConversationRoutes(self), InfoRoutes(self),
             AdminLoginRoutes(self), RealtimeRoutes(self), ResponseSocketRoutes(self, lambda: self.middleware),
             metrics, *(family(self) for family in FAMILIES),

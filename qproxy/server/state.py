@@ -25,6 +25,7 @@ from qproxy.ledger import Pricing, UsageLedger
 from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay import ToolRuntime
 from qproxy.relay.account_probe import AccountProber
+from qproxy.relay.compaction import Compactor
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
@@ -126,6 +127,8 @@ class ServerState:
     realtime: RealtimeConfig
     response_sockets: ResponseSocketLimits
     tool_runtime: ToolRuntime
+    compactor: Compactor
+    """Opens responses to conversations that are too long."""
     responses: ResponseStore | None
     """Stored responses; None when they are not stored."""
     conversations: ConversationStore | None

@@ -57,6 +57,23 @@ class CompletionPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextPolicy:
+    """The treatment of a conversation that is too long for the model, as the client permits or wants it."""
+
+    only_summary: bool = False
+    """Whether the response is a summary that replaces the conversation, and nothing else."""
+    compacts: bool = False
+    """Whether a response may begin with such a summary: above the threshold, or where the prompt does not
+    fit."""
+    threshold: int | None = None
+    """Tokens of a prompt above which it is summarized; None is a share of the model's context."""
+    truncates: bool = False
+    """Whether the oldest messages may be dropped where the prompt does not fit."""
+    is_stored: bool = False
+    """Whether the conversation is stored here, so that the client cannot shorten it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One request for one response of a model, independent of any endpoint.
 
@@ -97,6 +114,10 @@ class Turn:
     """Whether the client wants reports of server tools (`"qproxy": {"include": ["tools"]}`)."""
     completion: CompletionPrompt | None = None
     """The text to continue, if the client wants no message."""
+    max_tool_calls: int | None = None
+    """Maximum calls of this server's tools in the response; None is no limit of the client's."""
+    context: ContextPolicy | None = None
+    """What may be done about a conversation that is too long; None is nothing."""
     raw_fields: Any = field(default=None, repr=False, compare=False)
     """The text of the client's fields (`raw_json.RawFields`), if known."""
     tools_bytes: int | None = None
@@ -245,6 +266,21 @@ class SearchInfo:
 
 
 @dataclass(slots=True)
+class CompactionDelta:
+    """A delta of a summary that will replace the conversation; its text comes sealed, when it is complete."""
+
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class CompactionDone:
+    """The complete summary."""
+
+    sealed: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
 class ExtraFields:
     """Fields of a response that no stage consumes; a chat client gets them unchanged."""
 
@@ -330,6 +366,8 @@ Event: TypeAlias = (
     | ServerToolCall
     | ServerToolResult
     | SearchInfo
+    | CompactionDelta
+    | CompactionDone
     | ExtraFields
     | Usage
     | ChoiceFinished

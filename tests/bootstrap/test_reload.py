@@ -19,7 +19,7 @@ LOGIN = AccountConfig("me", "oauth")
 RENEWED = {
     "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings",
     "model_directory", "tokenizers", "realtime", "response_sockets",
-    "pricing", "body_logger", "redact",
+    "pricing", "body_logger", "redact", "compactor",
 }  # fmt: skip
 """Parts that every reload builds again."""
 VALUES = {"default_model", "root_path"}

@@ -87,7 +87,7 @@ FIELDS = [
 def test_described_fields_are_checked(endpoint, name, schema):
     """A value of an undocumented type is rejected, and the error names the field."""
     sound = {"messages": HELLO["messages"], "input": "hi", "prompt": "hi", "max_tokens": 9}
-    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"] or ("input",)}}
     if name == "function_call":  # it has no meaning without functions
         body["functions"] = [{"name": "f"}]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -109,7 +109,7 @@ def test_every_described_field_has_a_type():
 def test_decoding_leaves_no_objects(endpoint):
     """Decoding the same body repeatedly adds no object to the process."""
     sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi", "max_tokens": 9}
-    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"] or ("input",)}}
 
     def objects_after(times):
         for _ in range(times):

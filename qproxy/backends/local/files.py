@@ -41,6 +41,8 @@ def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
         yield "password of the shared state", Path(config.shared_state_password_file).expanduser()
     if config.shared_state_key_file:
         yield "encryption keys of the shared state", Path(config.shared_state_key_file).expanduser()
+    if config.compaction_key_file:
+        yield "key of compaction items", Path(config.compaction_key_file).expanduser()
     for account in config.accounts:
         if account.kind == "oauth":
             yield f"tokens of {account.name}", credential_path(account)

@@ -1,4 +1,4 @@
-"""Stored responses and realtime sessions."""
+"""Stored responses, compaction and realtime sessions."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ class ResponseSettings:
     store_timeout: float = setting(5.0, "maximum seconds to store or load a response")
     max_background_responses: int = setting(
         100, "responses that each worker generates in the background at a time; further ones get a 429"
+    )
+    compact_on_overflow: bool = setting(
+        False,
+        "summarize a stored conversation (previous_response_id) that does not fit into the model's context, "
+        "instead of a 400; the response then begins with a compaction item",
+    )
+    compaction_key_file: str | None = setting(
+        None,
+        "file with keys, one a line, to seal compaction items, created if missing; default compaction.key in "
+        "the data directory, or the keys of shared_state_key_file",
     )
     realtime_timeout: float = setting(3600.0, "maximum seconds for a realtime session; 0 is no limit")
     realtime_idle_timeout: float = setting(

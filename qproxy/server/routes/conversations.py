@@ -130,7 +130,12 @@ class ConversationRoutes:
             self._server.state.responses, client_owner(), conversations.referenced_items(body)
         )
         items, ignored = conversations.decode_items(
-            body, source=f"resp_{secrets.token_hex(12)}", known=known, before=before, required=required
+            body,
+            source=f"resp_{secrets.token_hex(12)}",
+            known=known,
+            before=before,
+            required=required,
+            unseal=self._server.state.compactor.unseal,
         )
         request_context.record().relay.ignored = tuple(ignored)
         return items

@@ -151,9 +151,15 @@ async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory
 
 
 async def _start_response(state: ServerState, turn: Turn, tools: RequestTools) -> EventStream:
-    """Return the started response."""
-    record, stack = request_context.record().relay, request_context.stack()
-    return await state.tool_runtime.start(state.relay, turn, tools, record, stack, request_context.nursery)
+    """Return the started response, with a conversation that is too long shortened as the client permits."""
+    record, stack, nursery = request_context.record().relay, request_context.stack(), request_context.nursery
+
+    async def respond(turn: Turn) -> EventStream:
+        return await state.tool_runtime.start(state.relay, turn, tools, record, stack, nursery)
+
+    if turn.context is None:
+        return await respond(turn)
+    return await state.compactor.start(respond, state.relay, turn, record, stack, nursery)
 
 
 async def _whole_response(

@@ -66,7 +66,12 @@ class ResponseHistory(NoHistory):
         elif previous is not None:
             before = await _previous_items(self._store, self._owner, previous)
         known = await load_items(self._store, self._owner, ids)
-        arguments = {"before": before, "known": known, "keeps": self._store is not None}
+        arguments = {
+            "before": before,
+            "known": known,
+            "keeps": self._store is not None,
+            "unseal": self.state.compactor.unseal,
+        }
         root = None if previous is None else responses.response_root(previous)
         return arguments if root is None else {**arguments, "id": f"resp_{root}{secrets.token_hex(8)}"}
 
@@ -164,6 +169,17 @@ async def _conversation_items(store: ConversationStore | None, owner: str, id: s
         )
     except ConversationNotFound:
         conversation_not_found(id, param="conversation")
+
+
+class CompactionHistory(ResponseHistory):
+    """The stored state of one `POST /v1/responses/compact`, which is not stored itself."""
+
+    async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
+        """Save nothing."""
+
+
+HISTORIES = {"/responses": ResponseHistory, "/responses/compact": CompactionHistory}
+"""The histories of the endpoints with stored responses, by path."""
 
 
 async def _previous_items(store: ResponseStore | None, owner: str, previous: str) -> list[Item]:

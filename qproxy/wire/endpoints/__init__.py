@@ -88,6 +88,18 @@ ENDPOINTS = (
         exposes_server_tools=True,
     ),
     Endpoint(
+        path="/responses/compact",
+        api=OPENAI,
+        id_prefix="resp_",
+        decode=responses.decode_compaction,
+        encoder=responses.Encoder,
+        response=responses.compaction_response,
+        schema=request_schemas.COMPACTION,
+        operation="chat",
+        selects_params=True,
+        exposes_server_tools=True,
+    ),
+    Endpoint(
         path="/messages",
         api=ANTHROPIC,
         id_prefix="msg_",

@@ -65,3 +65,7 @@ RESPONSES: JSON = object_schema(
     {"tools": TOOLS, "tool_choice": CHOICE},
     validation.properties(request.FIELDS),
 )
+_INPUT = {name: kind for name, kind in RESPONSES["properties"].items() if name not in ("stream", "store")}
+INPUT_TOKENS: JSON = {**RESPONSES, "required": [], "properties": _INPUT}
+COMPACTION: JSON = INPUT_TOKENS
+"""The input of both may be that of `previous_response_id`."""

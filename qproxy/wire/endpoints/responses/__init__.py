@@ -8,11 +8,15 @@ A client's items are first made *canonical* (every message typed, every content 
 with an id): so they are stored, listed and sent to the model, and a stored response needs no second parser.
 
     content_parts  content parts: canonical, and as chat's content
-    input_items    the items of an input: canonical
+    input_items    the items of an input: canonical, and the table of their types
+    tool_items     calls of tools that OpenAI defines, and their results
     conversation   canonical items as chat messages
     conversations  bodies of requests about conversations, and the conversation object
     namespaces     tools in groups
     tools          tools and tool_choice
+    request_changes  items that change the request they stand in
+    context        the treatment of a conversation that is too long
+    related_requests  requests for a compaction alone, and for a count of tokens
     request        the fields as a turn (`decode`), and those that the response repeats (`ResponsesRequest`)
     output_items   the kinds of output items while they grow
     output         events as output items, and what happens to them on the way
@@ -25,7 +29,12 @@ with an id): so they are stored, listed and sent to the model, and a stored resp
 OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """
 
-from qproxy.wire.endpoints.responses.encoder import Encoder, queued_response, response
+from qproxy.wire.endpoints.responses.encoder import (
+    Encoder,
+    compaction_response,
+    queued_response,
+    response,
+)
 from qproxy.wire.endpoints.responses.frame_log import FrameLog
 from qproxy.wire.endpoints.responses.input_items import include_fields
 from qproxy.wire.endpoints.responses.objects import (
@@ -36,6 +45,7 @@ from qproxy.wire.endpoints.responses.objects import (
     starting_after,
     with_error,
 )
+from qproxy.wire.endpoints.responses.related_requests import decode_compaction, decode_count
 from qproxy.wire.endpoints.responses.request import (
     ResponsesRequest,
     conversation_id,
@@ -48,8 +58,11 @@ __all__ = [
     "Encoder",
     "FrameLog",
     "ResponsesRequest",
+    "compaction_response",
     "conversation_id",
     "decode",
+    "decode_compaction",
+    "decode_count",
     "include_fields",
     "is_active",
     "list_page",

@@ -5,24 +5,41 @@ until another role follows. A text after a text begins a new message, unless cal
 must stand right before their results. Reasoning is sent as `reasoning_content`, where Qwen's
 `preserve_thinking` reads it; reasoning with nothing after it is left out, because servers reject it. A tool
 that this server ran (`mcp_call`) is a call and its result in one.
+
+A compaction item stands for what is before it, but for the instructions, and for the user's messages unless
+the summary is whole (`wire.compaction`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from qproxy.wire import json_codec
-from qproxy.wire.endpoints.responses import content_parts, namespaces
+from qproxy.wire import compaction, json_codec
+from qproxy.wire.endpoints.responses import content_parts, namespaces, tool_items
 from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
 from qproxy.wire.events import JSON
 
+SETTINGS = ("configuration_update", "additional_tools", "tool_search_output")
+"""Types of items that change the request and are no messages."""
 
-def to_messages(items: Iterable[JSON]) -> list[JSON]:
-    """Return the chat messages of a conversation's items."""
+
+def to_messages(items: Sequence[JSON], unseal: Callable[[str], str]) -> list[JSON]:
+    """Return the chat messages of a conversation's items; `unseal` returns the text of a compaction item."""
+    numbers = [number for number, item in enumerate(items) if item["type"] == "compaction"]
+    if not numbers:
+        return _messages(items)
+    last = numbers[-1]
+    summary = compaction.summary_from_json(unseal(items[last]["encrypted_content"]))
+    roles = compaction.INSTRUCTION_ROLES if summary.is_whole else (*compaction.INSTRUCTION_ROLES, "user")
+    before = [item for item in items[:last] if item["type"] == "message" and item["role"] in roles]
+    return [*_messages(before), *summary.messages(), *_messages(items[last + 1 :])]
+
+
+def _messages(items: Iterable[JSON]) -> list[JSON]:
     out: list[JSON] = []
     message = _AssistantMessage()
     for item in items:
-        if message.accepts(item):
+        if item["type"] in SETTINGS or message.accepts(item):
             continue
         out += message.messages()
         message = _AssistantMessage()
@@ -35,6 +52,9 @@ def _other_message(item: JSON) -> JSON:
     """Return the message of an item that is not the model's."""
     if item["type"] == "message":
         return {"role": item["role"], "content": content_parts.to_chat_content(item["content"], item["role"])}
+    if item["type"] in tool_items.OUTPUTS:
+        content = tool_items.to_chat_content(item)
+        return {"role": "tool", "tool_call_id": item["call_id"], "content": content}
     output = item["output"]
     content = output if isinstance(output, str) else content_parts.to_chat_content(output, "tool")
     return {"role": "tool", "tool_call_id": item["call_id"], "content": content}
@@ -61,6 +81,8 @@ class _AssistantMessage:
             self._texts.append(content_parts.to_chat_content(item["content"], "assistant"))
         elif kind in ("function_call", "custom_tool_call"):
             self._calls.append(_call(item))
+        elif kind in tool_items.CALLS:
+            self._calls.append(tool_items.to_chat_call(item))
         elif kind == "mcp_call":
             self._calls.append(_mcp_call(item))
             self._results.append(_mcp_result(item))

@@ -5,7 +5,7 @@ OpenAPI `CreateConversationBody`, `UpdateConversationBody`, `ConversationResourc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import input_items
@@ -46,11 +46,12 @@ def decode_items(
     known: Mapping[str, JSON],
     before: Collection[str] = (),
     required: bool = False,
+    unseal: Callable[[str], str | None],
 ) -> tuple[list[JSON], list[str]]:
     """Return the canonical items of a request, and the paths of those left out. Raises RequestError.
 
     `source` gives items without an id one, `known` has the items that references may name, and `before` are
-    the ids that the conversation has.
+    the ids that the conversation has; `unseal` opens compaction items.
     """
     value = validation.body(body).get("items")
     if value is None:
@@ -58,7 +59,9 @@ def decode_items(
     if len(validation.array(value, "items")) > MAX_ITEMS:
         message = f"Invalid 'items': {len(value)} items, the limit is {MAX_ITEMS}."
         raise RequestError(message, param="items", code="array_above_max_length")
-    return input_items.parse_items(value, response=source, known=known, before=before, field="items")
+    return input_items.parse_items(
+        value, response=source, known=known, before=before, unseal=unseal, field="items"
+    )
 
 
 def conversation_object(id: str, created: int, metadata: Mapping[str, str]) -> dict[str, JSON]:

@@ -222,3 +222,19 @@ def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
         progress.feed(event)
     progress.end()
     return progress.response()
+
+
+def compaction_response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
+    """Return a compaction alone: the client's own messages and the summary. Raises the error of a
+    `StreamFailed`.
+
+    OpenAPI `CompactResource`.
+    """
+    whole = response(turn, events)
+    return {
+        "id": whole["id"],
+        "object": "response.compaction",
+        "created_at": whole["created_at"],
+        "output": [*request_of(turn).messages, *whole["output"]],
+        "usage": whole["usage"],
+    }

@@ -1,9 +1,8 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
-A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model. Items of other kinds
-(agents replay whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named. Compaction
-items are rejected, because they stand for a whole conversation. An `item_reference` becomes the item that it
-refers to, out of those that the caller looked up in the store.
+`ITEM_TYPES` has every type of OpenAI's input items: served, dropped and named, or rejected. Items are dropped
+whose omission changes nothing for a Qwen model, because agents replay whole responses; unknown types are too.
+An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
 
 OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
 """
@@ -12,30 +11,39 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NoReturn, TypeGuard
+from typing import Literal, NamedTuple, NoReturn, TypeGuard
 
 from qproxy.wire import json_codec, storable
 from qproxy.wire.endpoints import validation
-from qproxy.wire.endpoints.responses import content_parts
+from qproxy.wire.endpoints.responses import content_parts, tool_items
 from qproxy.wire.endpoints.responses.objects import input_id
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 ROLES = ("user", "assistant", "system", "developer")
-COMPACTION_TYPES = ("compaction", "compaction_summary", "compaction_trigger", "context_compaction")
-"""Items that are, or request, the summary of a conversation."""
+TRIGGER = "compaction_trigger"
+ALIASES = {"compaction_summary": "compaction", "context_compaction": "compaction"}
+"""Other names of types, which codex uses or has used."""
+WITHOUT_STATUS = ("compaction", "configuration_update", "additional_tools")
 REASONING_PREFIX = "qproxy-1."
 """Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own
 response."""
 
 
 def parse_items(
-    value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str], field: str = "input"
+    value: JSON,
+    *,
+    response: str,
+    known: Mapping[str, JSON],
+    before: Collection[str],
+    unseal: Callable[[str], str | None],
+    field: str = "input",
 ) -> tuple[list[JSON], list[str]]:
     """Return the canonical items of an `input`, and the paths of those left out.
 
     `known` has the items that references may name, `before` the ids of those that the model gets anyway;
-    `field` is the name of the input in the request.
+    `unseal` returns the text of a compaction item, None if this server did not seal it; `field` is the name
+    of the input in the request.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -47,22 +55,27 @@ def parse_items(
         path = f"{field}[{number}]"
         item = validation.object_(entry, path)
         kind = item_type(item, path)
+        row = ITEM_TYPES.get(kind, UNKNOWN)
         if kind == "item_reference":
             referred = validation.identifier(item.get("id"), f"{path}.id")
             if referred not in before:
                 found.append(known[referred] if referred in known else _missing_item_error(referred))
-        elif kind in COMPACTION_TYPES:
-            message = (
-                f"Items of the type {kind!r} are not supported: without them the conversation would be lost."
-            )
+        elif kind == TRIGGER:
+            if number != len(value) - 1:
+                validation.wrong_value(path, f"an item of the type {TRIGGER!r} must be the last one.")
+        elif row.treatment == "rejected":
+            message = f"Items of the type {kind!r} are not supported: {row.meaning}."
             raise RequestError(message, param=f"{path}.type", code="unsupported_parameter")
-        elif kind not in ITEM_PARSERS:
+        elif row.parse is None:
             ignored.append(path)
         else:
+            canonical = row.parse(item, path)
+            if kind == "compaction":
+                check_sealed(canonical["encrypted_content"], unseal, f"{path}.encrypted_content")
             own = None if item.get("id") is None else validation.identifier(item["id"], f"{path}.id")
-            canonical = ITEM_PARSERS[kind](item, path)
+            status = {} if kind in WITHOUT_STATUS else {"status": "completed"}
             id_ = own or input_id(kind, response, number)
-            found.append({"id": id_, "type": kind, "status": "completed", **canonical})
+            found.append({**status, **canonical, "id": id_, "type": kind})
     return found, ignored
 
 
@@ -96,12 +109,27 @@ def include_fields(items: Sequence[JSON], include: Collection[str]) -> list[JSON
     ]
 
 
+def check_sealed(sealed: str, unseal: Callable[[str], str | None], path: str) -> str:
+    """Return the text of a compaction item. Raises RequestError for one that this server did not seal."""
+    text = unseal(sealed)
+    if text is None:
+        message = (
+            f"Invalid value for '{path}': this server did not seal this content, or it was altered. Send the "
+            "items that the compaction replaced, or begin a new conversation."
+        )
+        raise RequestError(message, param=path, code="invalid_encrypted_content")
+    return text
+
+
 def item_type(item: Mapping[str, JSON], path: str) -> str:
     """Return an item's type; without one it is a message, or a reference if it has nothing but an id."""
     kind = item.get("type")
     if kind is None:
         return "item_reference" if "id" in item and "role" not in item else "message"
-    return validation.string(kind, f"{path}.type")
+    kind = validation.string(kind, f"{path}.type")
+    if kind in ALIASES and item.get("encrypted_content") is not None:  # otherwise a mark without content
+        return ALIASES[kind]
+    return kind
 
 
 def _missing_item_error(id_: str) -> NoReturn:
@@ -202,12 +230,61 @@ def decode_reasoning(value: JSON) -> str:
         return ""
 
 
-ITEM_PARSERS: dict[str, Callable[[Mapping[str, JSON], str], dict[str, JSON]]] = {
-    "message": _message,
-    "function_call": _function_call,
-    "function_call_output": _output,
-    "custom_tool_call": _custom_call,
-    "custom_tool_call_output": _output,
-    "mcp_call": _mcp_call,
-    "reasoning": _reasoning,
+def _compaction(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {"encrypted_content": _text(item, "encrypted_content", path)}
+
+
+def _configuration_update(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    """Return a canonical change of the request's fields; the fields themselves are validated with those."""
+    parts = {key: item[key] for key in ("reasoning", "text") if item.get(key) is not None}
+    return {key: validation.object_(value, f"{path}.{key}") for key, value in parts.items()}
+
+
+def _additional_tools(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    tools = validation.array(item.get("tools"), f"{path}.tools")
+    for number, tool in enumerate(tools):
+        validation.object_(tool, f"{path}.tools[{number}]")
+    return {**item, "tools": tools}
+
+
+class ItemType(NamedTuple):
+    """The treatment of a type of input items."""
+
+    treatment: Literal["served", "dropped", "rejected"]
+    meaning: str
+    """What it becomes, or why it does not."""
+    parse: Callable[[Mapping[str, JSON], str], dict[str, JSON]] | None = None
+    """Returns the canonical fields; None if there is no canonical item."""
+
+
+UNKNOWN = ItemType("dropped", "unknown")
+_CALL = ItemType("served", "the call of a function with the tool's name", tool_items.parse_call)
+_RESULT = ItemType("served", "the result of that function", tool_items.parse_output)
+_HOSTED = ItemType("dropped", "ran on OpenAI's side; the model's answer after it has what it found")
+ITEM_TYPES: dict[str, ItemType] = {
+    "message": ItemType("served", "a message", _message),
+    "function_call": ItemType("served", "the call of a function", _function_call),
+    "function_call_output": ItemType("served", "its result", _output),
+    "custom_tool_call": ItemType("served", "the call of a custom tool", _custom_call),
+    "custom_tool_call_output": ItemType("served", "its result", _output),
+    "mcp_call": ItemType("served", "the call of a tool of this server, with its result", _mcp_call),
+    "reasoning": ItemType("served", "`reasoning_content` of the message after it", _reasoning),
+    "compaction": ItemType("served", "a summary in place of the conversation before it", _compaction),
+    TRIGGER: ItemType("served", "as the last item: the response is a compaction"),
+    "item_reference": ItemType("served", "the stored item"),
+    "configuration_update": ItemType(
+        "served", "`reasoning.effort` and `text.format` from there on", _configuration_update
+    ),
+    "additional_tools": ItemType("served", "further `tools`", _additional_tools),
+    "tool_search_output": ItemType("served", "further `tools`", _additional_tools),
+    **dict.fromkeys(tool_items.CALLS, _CALL),
+    **dict.fromkeys(tool_items.OUTPUTS, _RESULT),
+    "tool_search_call": ItemType("dropped", "its result has the tools"),
+    "web_search_call": _HOSTED,
+    "file_search_call": _HOSTED,
+    "code_interpreter_call": _HOSTED,
+    "image_generation_call": _HOSTED,
+    "mcp_list_tools": ItemType("dropped", "the tools that `tools` declares already"),
+    "mcp_approval_request": ItemType("dropped", "a question of another server to its client"),
+    "mcp_approval_response": ItemType("rejected", "the tools of this server run without an approval"),
 }

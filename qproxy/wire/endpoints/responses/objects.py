@@ -20,6 +20,10 @@ from qproxy.wire.token_ratios import TokenEstimate
 PREFIXES = {
     "message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc",
     "function_call_output": "fco", "custom_tool_call_output": "ctco", "mcp_call": "mcp",
+    "compaction": "cmp", "configuration_update": "cfg", "additional_tools": "at", "tool_search_output": "tso",
+    "local_shell_call": "lsh", "local_shell_call_output": "lsho", "shell_call": "sh",
+    "shell_call_output": "sho", "apply_patch_call": "apc", "apply_patch_call_output": "apco",
+    "computer_call": "cu", "computer_call_output": "cuo", "program": "prog", "program_output": "progo",
 }  # fmt: skip
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """`incomplete_details.reason` by finish reason."""

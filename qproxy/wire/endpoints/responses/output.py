@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qproxy.wire.endpoints.responses.objects import output_id
 from qproxy.wire.endpoints.responses.output_items import (
+    CompactionItem,
     FunctionCallItem,
     ItemEvent,
     McpCallItem,
@@ -22,6 +23,8 @@ from qproxy.wire.endpoints.responses.output_items import (
 from qproxy.wire.endpoints.responses.request import ResponsesRequest
 from qproxy.wire.events import (
     JSON,
+    CompactionDelta,
+    CompactionDone,
     EncryptedReasoning,
     Event,
     ReasoningDelta,
@@ -108,6 +111,8 @@ class ResponseOutput:
                 event,
                 self._asked.namespaces.get(event.name),
             )
+        elif isinstance(event, CompactionDelta | CompactionDone):
+            item = CompactionItem(output_id("compaction", self._response, index), index)
         elif isinstance(event, ServerToolCall):
             item = McpCallItem(output_id("mcp_call", self._response, index), index, event)
         else:

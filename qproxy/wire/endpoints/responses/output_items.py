@@ -1,4 +1,4 @@
-"""The kinds of output items: reasoning, a message, a call, a call of a tool of this server.
+"""The kinds of output items: reasoning, a message, a call, a call of a tool of this server, a compaction.
 
 `add` and `close` return pairs of an event's type (`response.output_text.delta`) and its fields; `item` is the
 current item. A `done` event contains the sum of the deltas before it.
@@ -14,6 +14,8 @@ from qproxy.wire.endpoints.responses.input_items import encode_reasoning
 from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
 from qproxy.wire.events import (
     JSON,
+    CompactionDelta,
+    CompactionDone,
     EncryptedReasoning,
     Event,
     ReasoningDelta,
@@ -213,6 +215,8 @@ class FunctionCallItem:
 
     def close(self) -> list[ItemEvent]:
         done = {**self._index, self._key: "".join(self._pieces)}
+        if not self._call.custom:  # OpenAI's schema requires it, its SDK ignores it
+            done["name"] = self._name["name"]
         return [(f"response.{self._kind}_{self._key}.done", done)]
 
     def item(self, status: str) -> JSON:
@@ -268,3 +272,29 @@ class McpCallItem:
             "error": {"type": "mcp_tool_execution_error", "content": content} if failed else None,
             "approval_request_id": None,
         }
+
+
+class CompactionItem:
+    """A summary that replaces the conversation: open until it is complete."""
+
+    def __init__(self, id: str, index: int) -> None:
+        self._index = {"item_id": id, "output_index": index}
+        self._sealed: str | None = None
+
+    def accepts(self, event: Event) -> bool:
+        return isinstance(event, CompactionDelta | CompactionDone)
+
+    def add_complete(self) -> bool:
+        return self._sealed is not None
+
+    def add(self, event: Any) -> list[ItemEvent]:
+        if isinstance(event, CompactionDone):
+            self._sealed = event.sealed
+            return []
+        return [("response.compaction.compacting", dict(self._index))]
+
+    def close(self) -> list[ItemEvent]:
+        return []
+
+    def item(self, status: str) -> JSON:
+        return {"id": self._index["item_id"], "type": "compaction", "encrypted_content": self._sealed or ""}

@@ -12,11 +12,12 @@ OpenAPI `CreateResponse`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qproxy.wire.endpoints import chat, validation
-from qproxy.wire.endpoints.responses import conversation, tools
+from qproxy.wire.endpoints.responses import context, conversation, request_changes, tools
 from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
@@ -32,7 +33,7 @@ READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
     "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs",
     "background", "conversation",
-    "truncation", "max_tool_calls",
+    "truncation", "max_tool_calls", "context_management",
 ))  # fmt: skip
 REJECTED_PARAMS = {
     "prompt": "Stored prompts are not supported: send instructions and input.",
@@ -90,6 +91,7 @@ FIELDS = {
     "text": validation.object_,
     "reasoning": _reasoning,
     "truncation": validation.one_of(("auto", "disabled")),
+    "context_management": context.context_management,
     "stop": validation.stop_sequences,
     "user": validation.identifier,
     "safety_identifier": validation.identifier,
@@ -115,6 +117,8 @@ class ResponsesRequest:
 
     streams: bool
     """Whether the client requests the events; those of a response in the background are generated anyway."""
+    messages: Sequence[JSON] = ()
+    """The client's own messages of the whole conversation, for a compaction alone, which returns them."""
 
     @property
     def background(self) -> bool:
@@ -154,6 +158,10 @@ def conversation_id(body: JSON) -> str | None:
     return id_ if items.is_id(id_) else None
 
 
+def no_seal(value: str) -> None:
+    """Unseal no content: for a server without a key."""
+
+
 def decode(
     body: JSON,
     *,
@@ -166,11 +174,13 @@ def decode(
     before: Sequence[JSON] = (),
     known: Mapping[str, JSON] | None = None,
     keeps: bool = False,
+    unseal: Callable[[str], str | None] = no_seal,
 ) -> Turn:
     """Return the turn of a request body. Raises RequestError naming the invalid field.
 
     `qwen_params` pass, other unknown fields are dropped and named. `before` are the items of the responses
-    that it continues, `known` those that it may reference; `keeps` is whether responses are stored.
+    that it continues, `known` those that it may reference; `keeps` is whether responses are stored; `unseal`
+    returns the text of a compaction item, None if this server did not seal it.
     """
     body = validation.body(body)
     model = validation.require_model(body, default_model)
@@ -179,10 +189,17 @@ def decode(
     if "input" not in fields:
         validation.missing("input")
     own, dropped = items.parse_items(
-        fields["input"], response=id, known=known or {}, before={item["id"] for item in before}
+        fields["input"],
+        response=id,
+        known=known or {},
+        before={item["id"] for item in before},
+        unseal=unseal,
     )
-    offered = tools.parse_tools(fields)
-    messages = conversation.to_messages([*before, *own])
+    whole = [*before, *own]
+    fields = request_changes.apply_updates(fields, whole)
+    offered = request_changes.parse_all_tools(fields, whole)
+    stored_in = "conversation" if "conversation" in fields else "previous_response_id"
+    messages = conversation.to_messages(whole, partial(items.check_sealed, unseal=unseal, path=stored_in))
     if fields.get("instructions"):
         messages.insert(0, {"role": "system", "content": fields["instructions"]})
     _check_length(messages, max_messages)
@@ -201,6 +218,8 @@ def decode(
         separates_rounds=True,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
+        max_tool_calls=fields.get("max_tool_calls"),
+        context=context.context_policy(fields),
         ignored=(*_ignored(fields, qwen_params), *dropped, *offered.ignored),
         endpoint_state=_endpoint_state(fields, offered, own, params, keeps),
     )
@@ -251,12 +270,7 @@ def _check_length(messages: Sequence[JSON], limit: int) -> None:
 
 def _ignored(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> list[str]:
     kept = (READ_PARAMS, PASSED_PARAMS, REJECTED_PARAMS, qwen_params)
-    names = [name for name in fields if not any(name in known for known in kept)]
-    if fields.get("truncation") == "auto":
-        names.append("truncation")
-    if "max_tool_calls" in fields:
-        names.append("max_tool_calls")
-    return names
+    return [name for name in fields if not any(name in known for known in kept)]
 
 
 def _params(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> dict[str, JSON]:

@@ -6,7 +6,7 @@ from openai.types.responses import Response
 from qproxy.wire.endpoints import responses
 from qproxy.wire.endpoints.responses import input_items
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import ChoiceFinished, Event, ToolCallArgumentsDelta, ToolCallStart
+from qproxy.wire.events import ChoiceFinished, ContextPolicy, Event, ToolCallArgumentsDelta, ToolCallStart
 from tests.defaults import DECODE_LIMITS
 from tests.openai_types import judge
 
@@ -105,17 +105,9 @@ def test_items_become_messages(value, messages):
 
 def test_replayed_items_without_a_counterpart_are_named():
     """Items of kinds without a counterpart at Qwen are dropped without an error."""
-    turn = decode(input=[{"type": "web_search_call", "id": "ws_1"}, USER, {"type": "local_shell_call"}])
+    turn = decode(input=[{"type": "web_search_call", "id": "ws_1"}, USER, {"type": "new_call"}])
     assert turn.messages == [CHAT_USER]
     assert turn.ignored == ("input[0]", "input[2]")
-
-
-@pytest.mark.parametrize("kind", ["compaction", "compaction_trigger", "context_compaction"])
-def test_rejects_compaction_items(kind):
-    """A compaction item stands for a whole conversation: it is rejected by its path, not dropped."""
-    with pytest.raises(RequestError) as raised:
-        decode(input=[USER, {"type": kind, "encrypted_content": "gAAAA"}])
-    assert (raised.value.param, raised.value.code) == ("input[1].type", "unsupported_parameter")
 
 
 def test_instructions_come_first_and_are_not_stored():
@@ -211,7 +203,9 @@ def test_unsupported_fields_are_named():
     """Unknown and unsupported fields are dropped and named."""
     turn = decode(client_metadata={"a": 1}, truncation="auto", max_tool_calls=3, moderation="auto", seed=None)
     assert turn.params == {}
-    assert turn.ignored == ("client_metadata", "moderation", "truncation", "max_tool_calls")
+    assert turn.ignored == ("client_metadata", "moderation")
+    assert turn.max_tool_calls == 3
+    assert turn.context == ContextPolicy(truncates=True)
 
 
 CUSTOM = {"type": "custom", "name": "p", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}}
