@@ -22,8 +22,9 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "Model": frozenset({"context_length", "max_output_tokens"}),
     "PromptTokensDetails": frozenset({"text_tokens", "image_tokens", "video_tokens"}),  # Qwen's own details
     "CompletionTokensDetails": frozenset({"text_tokens"}),
-    "Response": frozenset({"store"}),  # OpenAI sends it, its SDK does not declare it
     "ResponseFunctionCallArgumentsDoneEvent": frozenset({"name"}),  # OpenAI's schema requires it
+    "Response": frozenset({"store", "search_info"}),  # OpenAI sends the first, Qwen the second
+    "ChatCompletion": frozenset({"search_info"}),
     "ResponseErrorEvent": frozenset({"error"}),  # OpenAI sends it, and the SDK raises because of it
 }
 """Keys by the SDK's class that qproxy sends on purpose and the SDK does not declare."""

@@ -162,6 +162,7 @@ class Account:
             self.tool_schema,
             self._completes(model),
             self.catalog.get(model),
+            native=self.dialect == "dashscope",
         )
 
     def _completes(self, model: str) -> bool:

@@ -48,6 +48,8 @@ TOOL_SETTINGS = (
     "max_tool_rounds",
     "max_tool_processes",
     "tool_round_cache_seconds",
+    "web_search_tool",
+    "missing_web_search",
     *transport.SETTINGS,
 )
 STORE_SETTINGS = (

@@ -215,6 +215,7 @@ def build_relay(
         stream_upstream=config.stream_upstream,
         retired_models=config.retired_models,
         catalog=catalog,
+        search_sources=config.web_search_sources,
         embedding_requests=config.max_embedding_requests,
         result_hosts=tuple(config.result_hosts),
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),

@@ -66,7 +66,13 @@ def build_tool_runtime(
         if labels.count(label) > 1:
             raise ConfigError(f"mcp_servers: {label!r} is declared twice.")
     registry = ToolRegistry(tools, sources, rules, sandbox if policies else None)
-    return ToolRuntime(registry, limit=config.max_tool_rounds, rounds=rounds)
+    return ToolRuntime(
+        registry,
+        limit=config.max_tool_rounds,
+        rounds=rounds,
+        search_tool=config.web_search_tool,
+        requires_search=config.missing_web_search == "error",
+    )
 
 
 def open_mcp_transport(config: Config) -> UpstreamTransport:

@@ -10,6 +10,7 @@ Each model is served by the text service or the multimodal one, and the other on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,7 @@ _CODES = {
     "data_inspection_failed": "DataInspectionFailed",
 }
 """Native codes of the compatible mode's; the others are the same."""
+_CITATION = re.compile(r"\[<number>\]|\[ref_<number>\]")
 _SOURCE = {"index": 1, "title": "The emulator", "url": "https://example.com/emulator", "site_name": "Example"}
 
 
@@ -89,6 +91,8 @@ def response(body: Any, service: str, cached: CacheUse = NOT_CACHED) -> dict[str
     """The answer in one piece."""
     whole = chat.response(body, cached)
     (choice,) = whole["choices"]
+    if choice["message"]["content"]:
+        choice["message"]["content"] += _mark(body)
     output = _output(body, service, choice["message"], choice["finish_reason"])
     return {"output": output, "usage": _usage(whole["usage"]), "request_id": REQUEST_ID}
 
@@ -100,6 +104,8 @@ def events(
     usage = _usage(chat.usage(body, chat.answer(body), cached))
     message: dict[str, Any] = {"role": "assistant", "content": ""}
     chunks = [chunk for chunk in chat.chunks(body, size, cached, facts) if chunk["choices"]]
+    for piece in _cut(_mark(body), size) if chat.reply(body)[1] else ():
+        chunks.insert(-1, {"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
     for number, chunk in enumerate(chunks, 1):
         (choice,) = chunk["choices"]
         if body.get("incremental_output"):
@@ -107,6 +113,19 @@ def events(
         message = _added(message, choice["delta"])
         output = _output(body, service, message, choice["finish_reason"] or "null")
         yield event({"output": output, "usage": usage, "request_id": REQUEST_ID}, number)
+
+
+def _mark(body: Any) -> str:
+    """Return the mark with which a searched text cites its source, "" unless it was asked for."""
+    options = body.get("search_options") or {}
+    if not body.get("enable_search") or not options.get("enable_citation"):
+        return ""
+    found = _CITATION.fullmatch(str(options.get("citation_format", "[<number>]")))
+    return f" {found[0].replace('<number>', '1')}." if found else ""
+
+
+def _cut(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def event(data: Any, number: int = 1, status: int = 200) -> bytes:

@@ -72,6 +72,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._restores = True
         self._estimate = self._estimate_prompt() if counts_tokens else turn.token_estimate
         self.tokens = self._estimate.prompt + output_limit(turn) if counts_tokens else 0
+        self._wants_sources = policy.search_sources and _wants_sources(turn)
         self._amended = False
         self._notes: tuple[str, ...] = ()
         """What was amended, for the client."""
@@ -114,7 +115,9 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self, account: Account, credential: Credential, stack: AsyncExitStack, tokens: ResponseTokens
     ) -> UpstreamEventStream:
         target = account.target(credential, self._model, self._record.trace_headers)
-        dialect = DIALECTS[account.dialect]
+        if self._wants_sources and target.has_native_api and target.spec.search != []:
+            target = replace(target, native=True)
+        dialect = DIALECTS["dashscope" if target.native else account.dialect]
         keeper = self._keeper(account, target)
         turn = self._turn
         if keeper is not None and self._restores:
@@ -152,6 +155,9 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
     def amend(self, error: UpstreamError) -> bool:
         """Amend the turn, once, by the parameter that the error rejects, or apply rules that it suggests."""
+        if self._wants_sources and error.status in (400, 404):  # the compatible API may take it
+            self._wants_sources = False
+            return True
         if rejections.FORCED_TOOL in rejections.rules_after(error) and self._rules.try_rules(
             error, self._turn
         ):
@@ -185,6 +191,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._record.rule_notes = (*self._record.model_notes, *applied.notes, *self._notes)
         self._record.ignored = (*turn.ignored, *applied.ignored)
         must_stream = self._policy.stream_upstream == "always" or target.spec.stream_only == "always"
+        must_stream = must_stream or (target.native and bool(applied.turn.params.get("enable_search")))
         if must_stream and target.family == "dashscope":
             return replace(applied.turn, stream=True)
         return applied.turn
@@ -218,6 +225,11 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         feed = partial(_feed_whole, stream, body, response.status, dialect, target)
         await apart(feed) if len(body) > SLICE else feed()
         return stream
+
+
+def _wants_sources(turn: Turn) -> bool:
+    """Return whether a client requests a search whose sources it can be shown, and nothing else than text."""
+    return turn.web_search is not None and "web_search_options" in turn.params and "audio" not in turn.params
 
 
 async def check_status(response: UpstreamResponse, account: Account, record: RelayRecord) -> None:

@@ -23,6 +23,8 @@ class RelayPolicy:
     retired_models: str
     """Response to requests for a retired model: an "error", or that of its "successor"."""
     catalog: ModelCatalog
+    search_sources: bool
+    """Whether searches that clients request use DashScope's native API, which names their sources."""
     embedding_requests: int
     """Maximum batches in flight per request for embeddings."""
     result_hosts: tuple[str, ...]

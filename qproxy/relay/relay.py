@@ -48,6 +48,13 @@ class Relay:
             use_successor=policy.retired_models == "successor",
         )
 
+    def can_search(self, model: str) -> bool:
+        """Return whether an account's server can search the web for a model, as far as is known."""
+        return self.policy.catalog.get(model).search != [] and any(
+            account.provider_family == "dashscope" and account.supports(model)
+            for account in self.accounts.accounts
+        )
+
     async def open(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack) -> EventStream:
         """Return the response to a turn, started. What it holds open is closed by `stack`.
 

@@ -73,7 +73,7 @@ class RuleLearning:
             model=target.model,
             spec=target.spec,
             family=target.family,
-            native=account.dialect == "dashscope",
+            native=target.native,
             switches={**trial, **account.rule_switches(target.model, self._policy.rule_switches)},
             strict_params=self._policy.strict_params,
             forced_tools=self._policy.forced_tools,

@@ -32,7 +32,16 @@ from qproxy.telemetry import RelayRecord
 from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import Event, ServerToolCall, ServerToolResult, StreamFailed, Turn, Usage
+from qproxy.wire.events import (
+    Event,
+    SearchInfo,
+    ServerToolCall,
+    ServerToolResult,
+    StreamFailed,
+    Turn,
+    Usage,
+)
+from qproxy.wire.search_results import results_of_output
 from qproxy.wire.token_estimate import prompt_size
 from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
 
@@ -51,6 +60,8 @@ class RequestTools:
     store: ToolRoundStore | None = None
     conversation_key: ConversationKey = ""
     """The key of the saved hidden part of this response."""
+    search: str = ""
+    """The name of the tool that searches the web for this request; "" for none."""
 
     def offered_tools(self, turn: Turn) -> Turn:
         """Return the turn with these tools among its own."""
@@ -210,7 +221,14 @@ class ToolLoop:
         self._calls_left -= 1
         self._results[call.id] = None
         self._report_results(
-            ServerToolCall(call.id, call.name, call.arguments, tool.server, tool.remote_name or tool.name)
+            ServerToolCall(
+                call.id,
+                call.name,
+                call.arguments,
+                tool.server,
+                tool.remote_name or tool.name,
+                searches=call.name == self._tools.search,
+            )
         )
         nursery.start_soon(self._run_tool, call, tool)
 
@@ -223,6 +241,8 @@ class ToolLoop:
         while self._results and (result := next(iter(self._results.values()))) is not None:
             del self._results[result.id]
             self._report_results(result)
+            if result.ok and result.name == self._tools.search:
+                self._report_results(SearchInfo(results_of_output(result.output)))
 
     async def _next(self) -> None:
         done = self._stage

@@ -19,9 +19,13 @@ from qproxy.relay.relay import Relay
 from qproxy.relay.tool_loop import RequestTools, ToolLoop
 from qproxy.relay.tool_rounds import ToolRoundStore, conversation_key, restore
 from qproxy.telemetry import RelayRecord
-from qproxy.tools.registry import ToolRegistry
+from qproxy.tools.registry import ToolRegistry, client_names
 from qproxy.tools.tool import Tool
+from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
+
+SEARCH_PARAMS = ("web_search_options", "enable_search", "search_options")
+"""The parameters that ask a model's server to search."""
 
 
 class ToolRuntime:
@@ -33,8 +37,14 @@ class ToolRuntime:
         *,
         limit: int,
         rounds: ToolRoundStore | None,
+        search_tool: str | None,
+        requires_search: bool,
     ) -> None:
+        """`search_tool` is the name of the tool that searches the web for models that cannot; with
+        `requires_search` a request for a search that nothing can do is an error."""
         self.registry = registry
+        self._search_tool = search_tool
+        self._requires_search = requires_search
         self.rounds = rounds
         self.max_rounds = limit
 
@@ -50,25 +60,61 @@ class ToolRuntime:
         self.registry.drain()
 
     async def prepare(
-        self, turn: Turn, key: ApiKey | None, *, served_model: str | None = None, remembers: bool = True
+        self,
+        turn: Turn,
+        key: ApiKey | None,
+        *,
+        served_model: str | None = None,
+        remembers: bool = True,
+        can_search: Callable[[str], bool] = lambda model: True,
     ) -> tuple[Turn, RequestTools]:
         """Return the turn with its whole conversation, and its tools. Raises RequestError naming an
         unavailable one.
 
-        `stands_for` is the model of the request's alias.
+        `served_model` is the model of the request's alias. `can_search` returns whether a model searches the
+        web itself.
         `remembers` is for clients that do not see the calls of this server's tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = {}
         if turn.completion is None and (self.registry or turn.server_tools):  # a completion calls no tools
             tools = self.registry.select(turn, name, served_model)
+        searches = ""
+        if turn.web_search is not None and not can_search(served_model or turn.model):
+            search = self._find_search_tool(turn, name, served_model)
+            if search is None:
+                turn = self._without_search(turn)
+            else:
+                turn = _with_search_tool(turn, search)
+                tools, searches = {**tools, search.name: search}, search.name
         rounds = self.rounds if remembers else None
         if rounds is None or not (tools or not rounds.is_empty):
-            return turn, RequestTools(tools, self.max_rounds)
+            return turn, RequestTools(tools, self.max_rounds, search=searches)
         where = conversation_key(turn, key.digest if key else "")
         if not rounds.is_empty:
             turn = replace(turn, messages=await restore(rounds, turn, where))
-        return turn, RequestTools(tools, self.max_rounds, rounds, where)
+        return turn, RequestTools(tools, self.max_rounds, rounds, where, search=searches)
+
+    def _find_search_tool(self, turn: Turn, key: str, served_model: str | None) -> Tool | None:
+        """Return the tool that searches the web for a request, None if there is none that it may use."""
+        tool = self.registry.tools().get(self._search_tool or "")
+        if tool is None or tool.unavailable_reason is not None or turn.tool_choice == "none":
+            return None
+        names = (turn.model, served_model or turn.model)
+        is_taken = tool.name in client_names(turn) or turn.params.get("n", 1) != 1
+        return None if is_taken or self.registry.policy_for(tool, key, names) == "never" else tool
+
+    def _without_search(self, turn: Turn) -> Turn:
+        """Return the turn without its web search.  Raises RequestError if that is required."""
+        assert turn.web_search is not None
+        path = turn.web_search.path
+        if self._requires_search:
+            message = (
+                f"The model {turn.model[:200]!r} cannot search the web here (missing_web_search): remove "
+                f"'{path}' or use another model."
+            )
+            raise RequestError(message, param=path, code="unsupported_parameter")
+        return replace(_without_search_params(turn), ignored=(*turn.ignored, path))
 
     async def start(
         self,
@@ -86,3 +132,16 @@ class ToolRuntime:
         rounds = ToolLoop(relay, turn, tools, record, stack, nursery())
         await rounds.start()
         return rounds
+
+
+def _without_search_params(turn: Turn) -> Turn:
+    params = {name: value for name, value in turn.params.items() if name not in SEARCH_PARAMS}
+    return replace(turn, params=params)
+
+
+def _with_search_tool(turn: Turn, tool: Tool) -> Turn:
+    """Return the turn for a model that searches with a tool, which it must call if the search is forced."""
+    turn = _without_search_params(turn)
+    if turn.web_search is None or not turn.web_search.forced:
+        return turn
+    return replace(turn, tool_choice={"type": "function", "function": {"name": tool.name}})

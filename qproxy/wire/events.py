@@ -43,6 +43,16 @@ class ServerToolRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class WebSearchRequest:
+    """A client's request for a web search, whose options are `params["web_search_options"]`."""
+
+    path: str
+    """Its path in the request (`tools[2]`), for errors."""
+    forced: bool = False
+    """Whether the model must search."""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionPrompt:
     """The text to continue of a turn that is not a conversation (`/v1/completions`)."""
 
@@ -106,6 +116,8 @@ class Turn:
     """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()
     """The server tools that the client requests."""
+    web_search: WebSearchRequest | None = None
+    """The web search that the client requests."""
     prior_text: str = ""
     """Text of earlier rounds of the same response, with which the client's message begins."""
     separates_rounds: bool = False
@@ -241,6 +253,8 @@ class ServerToolCall:
     """The MCP server's label."""
     tool: str = ""
     """The MCP server's own name for it; otherwise `name`."""
+    searches: bool = False
+    """Whether it is the web search that the client requested."""
 
 
 @dataclass(slots=True)

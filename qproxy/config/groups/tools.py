@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from qproxy.config.setting import setting
 
@@ -20,5 +21,19 @@ class ToolSettings:
     tool_round_cache_seconds: float = setting(
         3600.0,
         "seconds to cache the hidden tool rounds of a response that ended with the client's own tool calls",
+    )
+    web_search_sources: bool = setting(
+        True,
+        "use DashScope's native API for web searches that clients request: the other one names no sources",
+    )
+    web_search_tool: str | None = setting(
+        None,
+        "name of a tool of the server (`search`, `server__search`) for web searches that clients request of "
+        "models without one",
+    )
+    missing_web_search: Literal["drop", "error"] = setting(
+        "drop",
+        "response to a web search that neither the model nor web_search_tool has: ignore the request for it, "
+        "or a 400",
     )
     reasoning_cache_seconds: float = setting(3600.0, "seconds to cache encrypted reasoning; 0 disables it")

@@ -113,6 +113,7 @@ class GenerationRoutes:
                     key,
                     served_model=state.relay.policy.aliases.resolve(turn.model),
                     remembers=not endpoint.exposes_server_tools,
+                    can_search=state.relay.can_search,
                 )
                 estimate = await reserve_usage(state, turn.model, prompt_size(equipped), output_limit(turn))
                 equipped, turn = (replace(each, token_estimate=estimate) for each in (equipped, turn))

@@ -38,6 +38,8 @@ class RequestDraft:
         self.summarize_reasoning = turn.summarize_reasoning
         self.preserve_reasoning = turn.preserve_reasoning
         self.is_completion = turn.completion
+        self.cites_sources = turn.web_search is not None
+        """Whether the client is shown which words of a text cite a source."""
         self.forced_tools = forced_tools
         self.ignored: list[str] = []
         self.notes: list[str] = []

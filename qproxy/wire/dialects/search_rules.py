@@ -1,13 +1,15 @@
 """The rules about web search, and about fields that only Alibaba's servers know.
 
 OpenAI asks for a search with `web_search_options`, Qwen with `enable_search` and `search_options`. Sources
-come in DashScope's native API alone, where `enable_source` asks for them. Source: Model Studio's page on web
+come in DashScope's native API alone, where `enable_source` asks for them, and `enable_citation` for marks in
+the text. Source: Model Studio's page on web
 search.
 """
 
 from __future__ import annotations
 
 from qproxy.wire.dialects.request_draft import RequestDraft
+from qproxy.wire.search_results import CITATION_FORMAT
 
 HOSTED_PARAMS = ("enable_search", "search_options", "web_search_options", "tool_stream")
 """Parameters that Alibaba's servers know and servers of open weights do not."""
@@ -35,7 +37,11 @@ def web_search(draft: RequestDraft) -> bool:
 
 
 def _search_options(draft: RequestDraft, size: object) -> dict[str, object]:
-    options: dict[str, object] = {"enable_source": True} if draft.native else {}
+    options: dict[str, object] = {}
+    if draft.native:
+        options["enable_source"] = True
+        if draft.cites_sources and "response_format" not in draft.params:  # marks would break JSON
+            options |= {"enable_citation": True, "citation_format": CITATION_FORMAT}
     if size == "high" and draft.spec.knows("search") and "max" in (draft.spec.search or ()):
         options["search_strategy"] = "max"
     elif size not in (None, "medium"):

@@ -30,6 +30,14 @@ class UpstreamTarget:
     """Whether the server supports `/completions` for this model."""
     spec: ModelSpec = field(default=ModelSpec(""), repr=False)
     """What is known of the model."""
+    native: bool = False
+    """Whether the request is for DashScope's native API."""
+
+    @property
+    def has_native_api(self) -> bool:
+        """Return whether the server is known to have DashScope's native API beside the compatible one."""
+        payg = self.family == "dashscope" and self.plan == "payg"
+        return payg and self.base_url.endswith("/compatible-mode/v1")
 
     def with_authorization(self, *extra: tuple[bytes, bytes]) -> Headers:
         """Return the header fields of a JSON request to this target."""

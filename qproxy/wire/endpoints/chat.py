@@ -24,7 +24,7 @@ from qproxy.wire import json_codec, sse, tool_schemas
 from qproxy.wire.endpoints import chat_messages, openai_errors, tool_reports, validation
 from qproxy.wire.endpoints.chat_completion import logprobs_object, response, usage_object
 from qproxy.wire.endpoints.extra_fields import fold_fields
-from qproxy.wire.endpoints.search_sources import source_annotations
+from qproxy.wire.endpoints.search_sources import chat_annotations, requested_results
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
@@ -43,8 +43,10 @@ from qproxy.wire.events import (
     ToolCallStart,
     Turn,
     Usage,
+    WebSearchRequest,
 )
 from qproxy.wire.raw_json import RawBody
+from qproxy.wire.search_results import SearchResult
 
 __all__ = ["EFFORTS", "FIELDS", "Encoder", "decode", "response"]
 EFFORTS = ("none", "off", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
@@ -89,6 +91,7 @@ FIELDS = {
     "store": validation.boolean,
     "user": validation.identifier,
 }
+_WEB_SEARCH = WebSearchRequest("web_search_options")
 _NOT_PARAMS = frozenset((
     "model", "messages", "tools", "tool_choice", "functions", "function_call", "stream", "stream_options",
     "qproxy",
@@ -131,6 +134,7 @@ def decode(
         include_usage=bool(options.get("include_usage")) and stream,
         legacy_functions=declared.legacy_functions,
         server_tools=declared.server_tools,
+        web_search=_WEB_SEARCH if isinstance(params.get("web_search_options"), dict) else None,
         include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
         raw_fields=body.raw_fields if isinstance(body, RawBody) else None,
         ignored=declared.ignored,
@@ -171,9 +175,10 @@ class Encoder:
         self._custom: set[tuple[int, int]] = set()
         """Choice and call index of each call to a custom tool."""
         self._tool_report = tool_reports.ToolReport()
-        self._annotated = 0
-        """Sources that were sent."""
-        self._ended: set[int] = set()
+        self._sources: list[SearchResult] = []
+        """The results of a web search that the client asked for."""
+        self._cited_text: list[str] | None = [] if "web_search_options" in turn.params else None
+        """The text of the first choice, which may cite them."""
         self._chunk_fields: dict[str, JSON] = {}
         """Further fields for the next chunk."""
         self._choice_fields: dict[int, dict[str, JSON]] = {}
@@ -189,6 +194,8 @@ class Encoder:
         return chunks
 
     def _text(self, event: TextDelta) -> list[bytes]:
+        if self._cited_text is not None and event.choice == 0:
+            self._cited_text.append(event.text)
         return self._delta(event.choice, b'"content":' + _string(event.text), b'""', event.logprobs)
 
     def _reasoning(self, event: ReasoningDelta) -> list[bytes]:
@@ -217,10 +224,12 @@ class Encoder:
 
     def _search_info(self, event: SearchInfo) -> list[bytes]:
         self._chunk_fields["search_info"] = event.info
-        found = source_annotations(self._turn, event)
-        new, self._annotated = found[self._annotated :], max(len(found), self._annotated)
-        has_ended = 0 in self._ended  # nothing follows a finish reason
-        return [] if has_ended or not new else self._delta(0, b'"annotations":' + json_codec.dumps(new))
+        self._sources = requested_results(self._turn, event) or self._sources
+        return []
+
+    def _annotations(self) -> list[bytes]:
+        found = chat_annotations("".join(self._cited_text or ()), self._sources)
+        return self._delta(0, b'"annotations":' + json_codec.dumps(found)) if found else []
 
     def _extra_fields(self, event: ExtraFields) -> list[bytes]:
         """Send the fields of a delta; others wait for a chunk, because some clients reject one without a
@@ -320,8 +329,9 @@ class Encoder:
 
     def _finish(self, event: ChoiceFinished) -> list[bytes]:
         reason, choice = event.reason, event.choice
-        self._ended.add(choice)
-        out = [] if choice in self._announced else self._head(choice, b'""')
+        out = self._annotations() if self._sources and choice == 0 else []
+        if choice not in self._announced:
+            out = self._head(choice, b'""')
         if self._legacy and reason == "tool_calls":
             reason = "function_call"
         report = b"" if self._turn.include_usage else self._reported()

@@ -10,7 +10,7 @@ from typing import Any
 
 from qproxy.wire.endpoints import tool_reports
 from qproxy.wire.endpoints.extra_fields import fold_fields
-from qproxy.wire.endpoints.search_sources import source_annotations
+from qproxy.wire.endpoints.search_sources import chat_annotations, requested_results
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
@@ -27,6 +27,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
+from qproxy.wire.search_results import SearchResult
 
 
 def logprobs_object(value: JSON) -> JSON:
@@ -70,8 +71,8 @@ class _Choice:
         """Further fields of the message, by delta."""
         self.choice_fields: list[dict[str, JSON]] = []
         """Further fields of the choice, by chunk."""
-        self.sources: list[dict[str, Any]] = []
-        """The sources of a web search, as annotations."""
+        self.sources: list[SearchResult] = []
+        """The results of a web search."""
         self.reason = "stop"
 
 
@@ -86,7 +87,7 @@ def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
             usage = event
         elif isinstance(event, SearchInfo):
             extra["search_info"] = event.info
-            if sources := source_annotations(turn, event):
+            if sources := requested_results(turn, event):
                 choices.setdefault(0, _Choice()).sources = sources
         elif isinstance(event, ExtraFields) and event.level == "chunk":
             extra |= event.fields
@@ -136,7 +137,7 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
         "refusal": "".join(choice.refusal) or None,
     }
     if choice.sources:
-        message["annotations"] = choice.sources
+        message["annotations"] = chat_annotations("".join(choice.text), choice.sources)
     if choice.reasoning:
         message["reasoning_content"] = "".join(choice.reasoning)
     if choice.ciphertext:

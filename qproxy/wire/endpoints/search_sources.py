@@ -1,28 +1,37 @@
-"""Sources of a web search as OpenAI's `annotations`, for a client that asked with `web_search_options`.
+"""The results of a web search as OpenAI's annotations, `url_citation`s with the characters that cite them.
 
-The positions are 0: a server names its sources before the text, and marks in it are not part of the contract.
-OpenAPI `ChatCompletionResponseMessage.annotations`.
+They are known at the end of a text, and stand where OpenAI has them: before the end of its message. OpenAPI
+`UrlCitationBody` (Responses), `ChatCompletionResponseMessage.annotations`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from qproxy.wire.events import JSON, SearchInfo, Turn
+from qproxy.wire.events import SearchInfo, Turn
+from qproxy.wire.search_results import SearchResult, find_citations, parse_results
 
 
-def source_annotations(turn: Turn, event: SearchInfo) -> list[dict[str, Any]]:
-    """Return the annotations of the sources found so far; none if the client did not ask for a search."""
-    results: JSON = event.info.get("search_results") if "web_search_options" in turn.params else None
-    if not isinstance(results, list):
-        return []
-    return [_citation(result) for result in results if isinstance(result, dict) and _text(result.get("url"))]
+def requested_results(turn: Turn, event: SearchInfo) -> list[SearchResult]:
+    """Return the results found so far; none if a chat client did not ask for a search."""
+    return parse_results(event.info) if "web_search_options" in turn.params else []
 
 
-def _citation(result: dict[str, JSON]) -> dict[str, Any]:
-    citation = {"start_index": 0, "end_index": 0, "title": _text(result.get("title")), "url": result["url"]}
-    return {"type": "url_citation", "url_citation": citation}
+def url_citations(text: str, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
+    """Return the annotations of a text in the Responses API's shape."""
+    return [
+        {
+            "type": "url_citation",
+            "start_index": found.start,
+            "end_index": found.end,
+            "title": found.result.title,
+            "url": found.result.url,
+        }
+        for found in find_citations(text, results)
+    ]
 
 
-def _text(value: JSON) -> str:
-    return value if isinstance(value, str) else ""
+def chat_annotations(text: str, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
+    """Return the annotations of a text in chat's shape, which nests them."""
+    return [{"type": cited.pop("type"), "url_citation": cited} for cited in url_citations(text, results)]

@@ -447,11 +447,12 @@ def test_unknown_includes_are_rejected():
 
 
 FOUND: dict[str, Any] = {"search_results": [{"index": 1, "title": "T", "url": "http://a"}, {"url": 5}, None]}
-CITATION = {"start_index": 0, "end_index": 0, "title": "T", "url": "http://a"}
+CITATION = {"start_index": 0, "end_index": 1, "title": "T", "url": "http://a"}
 
 
 def test_sources_become_annotations():
-    """A client that used OpenAI's options gets the sources as annotations, streamed once and whole."""
+    """A client that used OpenAI's options gets the sources as annotations, of the whole text if it cites none
+    of them, streamed once and whole."""
     more = {"search_results": [*FOUND["search_results"], {"url": "http://b"}]}
     events: list[Event] = [
         SearchInfo(FOUND),
@@ -468,6 +469,22 @@ def test_sources_become_annotations():
     assert sent == expected
     assert "annotations" not in encode(turn(), *events)
     assert "annotations" not in chat.response(turn(), events)["choices"][0]["message"]
+
+
+def test_annotations_have_positions():
+    """An annotation has the place of the mark in the whole text, whichever deltas it came in, and comes
+    before the finish reason."""
+    events: list[Event] = [
+        SearchInfo(FOUND),
+        *map(TextDelta, ("Yes", " [re", "f_1]. ")),
+        ChoiceFinished("stop"),
+    ]
+    request = turn(params={"web_search_options": {}})
+    cited = {"type": "url_citation", "url_citation": {**CITATION, "start_index": 4, "end_index": 11}}
+    assert chat.response(request, events)["choices"][0]["message"]["annotations"] == [cited]
+    *_, last, finish = chunks(encode(request, *events, StreamDone()))
+    assert last["choices"][0]["delta"] == {"annotations": [cited]}
+    assert finish["choices"][0]["finish_reason"] == "stop"
 
 
 PARTS_OF_TOMORROW = [{"type": "hologram", "hologram": {"url": "x"}}, {"type": "text", "text": "hi"}]

@@ -21,6 +21,8 @@ from qproxy.wire.events import JSON
 
 SETTINGS = ("configuration_update", "additional_tools", "tool_search_output")
 """Types of items that change the request and are no messages."""
+UNSENT_TYPES = ("web_search_call",)
+"""Items that show clients what was done, and mean nothing to a model."""
 
 
 def to_messages(items: Sequence[JSON], unseal: Callable[[str], str]) -> list[JSON]:
@@ -39,7 +41,7 @@ def _messages(items: Iterable[JSON]) -> list[JSON]:
     out: list[JSON] = []
     message = _AssistantMessage()
     for item in items:
-        if item["type"] in SETTINGS or message.accepts(item):
+        if item["type"] in (*SETTINGS, *UNSENT_TYPES) or message.accepts(item):
             continue
         out += message.messages()
         message = _AssistantMessage()

@@ -18,8 +18,8 @@ from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints import openai_errors
 from qproxy.wire.endpoints.responses import objects
 from qproxy.wire.endpoints.responses.frame_log import FrameLog
+from qproxy.wire.endpoints.responses.item_event import ItemEvent
 from qproxy.wire.endpoints.responses.output import ResponseOutput
-from qproxy.wire.endpoints.responses.output_items import ItemEvent
 from qproxy.wire.endpoints.responses.request import request_of
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
@@ -70,6 +70,7 @@ class ResponseBuilder:
             self._reason = event.reason
         elif isinstance(event, SearchInfo):
             self._found = {"search_info": event.info}
+            return self._output.feed(event)
         elif (
             not isinstance(event, StreamDone | StreamFailed | ExtraFields)
             and getattr(event, "choice", 0) == 0

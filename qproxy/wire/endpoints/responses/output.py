@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from qproxy.wire.endpoints.responses.item_event import ItemEvent
 from qproxy.wire.endpoints.responses.objects import output_id
 from qproxy.wire.endpoints.responses.output_items import (
     CompactionItem,
     FunctionCallItem,
-    ItemEvent,
     McpCallItem,
     MessageItem,
     ReasoningItem,
 )
 from qproxy.wire.endpoints.responses.request import ResponsesRequest
+from qproxy.wire.endpoints.responses.web_search import WebSearchItem
 from qproxy.wire.events import (
     JSON,
     CompactionDelta,
@@ -28,12 +29,14 @@ from qproxy.wire.events import (
     EncryptedReasoning,
     Event,
     ReasoningDelta,
+    SearchInfo,
     ServerToolCall,
     ServerToolResult,
     TextDelta,
     ToolCallArgumentsDelta,
     ToolCallStart,
 )
+from qproxy.wire.search_results import SearchResult, parse_results
 
 
 class _OutputItem(Protocol):
@@ -62,9 +65,14 @@ class ResponseOutput:
         self._asked = request
         self._open: _OutputItem | None = None
         self._pending: list[Event] = []
+        self._results: list[SearchResult] = []
+        """What the web searches found so far."""
+        self._has_searched = False
 
     def feed(self, event: Event) -> list[ItemEvent]:
         """Return the stream events of an event."""
+        if isinstance(event, SearchInfo) and not self._add_results(event):
+            return []
         current = self._open
         if current is not None and current.accepts(event):
             out = current.add(event)
@@ -85,6 +93,14 @@ class ResponseOutput:
         if not cut and not follows_text and all(item["type"] == "reasoning" for item in self.items):
             out += [*self._close(), *self._open_item(TextDelta(""))]
         return [*out, *self._close("incomplete" if cut else "completed")]
+
+    def _add_results(self, event: SearchInfo) -> bool:
+        """Remember what a search found; return whether an item shall show the search."""
+        if not self._asked.searches:
+            return False
+        known = {result.url for result in self._results}
+        self._results += [result for result in parse_results(event.info) if result.url not in known]
+        return not self._has_searched and not isinstance(self._open, MessageItem)
 
     def snapshot(self) -> list[JSON]:
         """Return the items with the open one, for a failed response."""
@@ -113,10 +129,20 @@ class ResponseOutput:
             )
         elif isinstance(event, CompactionDelta | CompactionDone):
             item = CompactionItem(output_id("compaction", self._response, index), index)
+        elif isinstance(event, SearchInfo) or (isinstance(event, ServerToolCall) and event.searches):
+            self._has_searched = True
+            item = WebSearchItem(
+                output_id("web_search_call", self._response, index),
+                index,
+                event if isinstance(event, ServerToolCall) else None,
+                self._results if self._asked.include_sources else None,
+            )
         elif isinstance(event, ServerToolCall):
             item = McpCallItem(output_id("mcp_call", self._response, index), index, event)
         else:
-            item = MessageItem(output_id("message", self._response, index), index, self._asked.logprobs)
+            item = MessageItem(
+                output_id("message", self._response, index), index, self._asked.logprobs, self._results
+            )
         self._open = item
         added = {"output_index": index, "item": item.item("in_progress")}
         return [("response.output_item.added", added), *item.add(event)]
@@ -125,7 +151,8 @@ class ResponseOutput:
         if self._open is None:
             return []
         closing, self._open = self._open, None
+        happenings = closing.close()
         item = closing.item(status)
         done = {"output_index": len(self.items), "item": item}
         self.items.append(item)
-        return [*closing.close(), ("response.output_item.done", done)]
+        return [*happenings, ("response.output_item.done", done)]

@@ -8,10 +8,12 @@ OpenAPI `OutputItem`, and the events between `ResponseOutputItemAddedEvent` and 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from qproxy.wire.endpoints.responses.input_items import encode_reasoning
+from qproxy.wire.endpoints.responses.item_event import ItemEvent
 from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
+from qproxy.wire.endpoints.search_sources import url_citations
 from qproxy.wire.events import (
     JSON,
     CompactionDelta,
@@ -26,9 +28,8 @@ from qproxy.wire.events import (
     ToolCallArgumentsDelta,
     ToolCallStart,
 )
+from qproxy.wire.search_results import SearchResult
 from qproxy.wire.tool_calls.json_state import JSONState
-
-ItemEvent: TypeAlias = tuple[str, dict[str, JSON]]
 
 
 class ReasoningItem:
@@ -82,9 +83,11 @@ class ReasoningItem:
 class MessageItem:
     """A message item: parts of text and of refusal."""
 
-    def __init__(self, id: str, index: int, logprobs: bool) -> None:
+    def __init__(self, id: str, index: int, logprobs: bool, results: list[SearchResult]) -> None:
+        """`results` is the list of what a web search found, which may grow."""
         self._index = {"item_id": id, "output_index": index}
         self._logprobs = logprobs
+        self._results = results
         self._parts: list[_ContentPart] = []
 
     def accepts(self, event: Event) -> bool:
@@ -98,7 +101,8 @@ class MessageItem:
         out: list[ItemEvent] = []
         if not self._parts or self._parts[-1].kind != kind:
             out = self.close()
-            self._parts.append(_ContentPart(kind, {**self._index, "content_index": len(self._parts)}))
+            at = {**self._index, "content_index": len(self._parts)}
+            self._parts.append(_ContentPart(kind, at, self._results))
             out.append(self._parts[-1].item_event("added"))
         chances = _logprob_objects(event.logprobs) if self._logprobs and isinstance(event, TextDelta) else []
         return [*out, *self._parts[-1].add(event.text, chances)]
@@ -115,9 +119,11 @@ class MessageItem:
 class _ContentPart:
     """One content part of a message."""
 
-    def __init__(self, kind: str, at: dict[str, JSON]) -> None:
+    def __init__(self, kind: str, at: dict[str, JSON], results: list[SearchResult]) -> None:
         self.kind = kind
         self._index = at
+        self._results = results
+        self._annotations: list[JSON] = []
         self._pieces: list[str] = []
         self._logprob_events: list[JSON] = []
 
@@ -129,9 +135,19 @@ class _ContentPart:
         return [(f"response.{self.kind}.delta", {**self._index, "delta": text, **self._logprobs(chances)})]
 
     def close(self) -> list[ItemEvent]:
-        message = {"refusal" if self.kind == "refusal" else "text": "".join(self._pieces)}
+        text = "".join(self._pieces)
+        message = {"refusal" if self.kind == "refusal" else "text": text}
         done = {**self._index, **message, **self._logprobs(self._logprob_events)}
-        return [(f"response.{self.kind}.done", done), self.item_event("done")]
+        if self.kind == "output_text":
+            self._annotations = url_citations(text, self._results)
+        added = [
+            (
+                "response.output_text.annotation.added",
+                {**self._index, "annotation_index": n, "annotation": one},
+            )
+            for n, one in enumerate(self._annotations)
+        ]
+        return [*added, (f"response.{self.kind}.done", done), self.item_event("done")]
 
     def _logprobs(self, chances: list[JSON]) -> dict[str, JSON]:
         return {} if self.kind == "refusal" else {"logprobs": [_without_top(chance) for chance in chances]}
@@ -146,7 +162,7 @@ class _ContentPart:
         return {
             "type": "output_text",
             "text": text,
-            "annotations": [],
+            "annotations": self._annotations,
             "logprobs": list(self._logprob_events),
         }
 

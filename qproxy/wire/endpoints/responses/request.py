@@ -111,6 +111,10 @@ class ResponsesRequest:
     store: bool
     include_encrypted: bool
     """Whether the client requests reasoning as `encrypted_content` too."""
+    include_sources: bool
+    """Whether the client requests the results of a web search as its item's `sources`."""
+    searches: bool
+    """Whether the client requests a web search."""
     logprobs: bool
     namespaces: dict[str, tuple[str, str]]
     """Group and tool name by the name that is offered to the model."""
@@ -204,6 +208,8 @@ def decode(
         messages.insert(0, {"role": "system", "content": fields["instructions"]})
     _check_length(messages, max_messages)
     params = _params(fields, qwen_params)
+    if offered.web_search is not None:
+        params |= tools.search_params(offered, params)
     return Turn(
         id=id,
         created=created,
@@ -220,6 +226,7 @@ def decode(
         server_tools=offered.declared.server_tools,
         max_tool_calls=fields.get("max_tool_calls"),
         context=context.context_policy(fields),
+        web_search=offered.web_search_request,
         ignored=(*_ignored(fields, qwen_params), *dropped, *offered.ignored),
         endpoint_state=_endpoint_state(fields, offered, own, params, keeps),
     )
@@ -238,6 +245,8 @@ def _endpoint_state(
         items=own,
         store=keeps and fields.get("store", True),
         include_encrypted="reasoning.encrypted_content" in fields.get("include", ()),
+        include_sources="web_search_call.action.sources" in fields.get("include", ()),
+        searches=offered.web_search is not None,
         logprobs="logprobs" in params,
         namespaces=offered.namespaces,
         streams=fields.get("stream", False),

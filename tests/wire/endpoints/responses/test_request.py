@@ -216,7 +216,7 @@ CHOICES = {
         {"type": "function", "name": "f"}),
     "a custom tool": ({"type": "custom", "name": "p"}, {"type": "custom", "custom": {"name": "p"}},
         {"type": "custom", "name": "p"}),
-    "elsewhere": ({"type": "web_search_preview"}, "auto", "auto"),
+    "elsewhere": ({"type": "file_search"}, "auto", "auto"),
     "a tool of an MCP server": ({"type": "mcp", "server_label": "w", "name": "g"}, {"type": "function",
         "function": {"name": "w__g"}}, {"type": "mcp", "server_label": "w", "name": "g"}),
     "an MCP server": ({"type": "mcp", "server_label": "w"}, "auto", "auto"),
@@ -227,7 +227,7 @@ CHOICES = {
 def test_tools_and_choices(choice, read, echo):
     """Functions, custom tools and MCP servers are offered, other kinds are named; the response shows them
     flat."""
-    offered = [FUNCTION, CUSTOM, {"type": "web_search"}, {"type": "mcp", "server_label": "w"}]
+    offered = [FUNCTION, CUSTOM, {"type": "file_search"}, {"type": "mcp", "server_label": "w"}]
     turn = decode(tools=offered, tool_choice=choice)
     assert [tool["type"] for tool in turn.tools] == ["function", "custom"]
     assert turn.tools[0]["function"] == {key: FUNCTION[key] for key in ("name", "parameters", "strict")}
