@@ -1,8 +1,9 @@
 """Upstream bytes through all of `wire`, as a client receives them: decoded, repaired, encoded, and read
 strictly.
 
-`play` cuts the bytes at the given places; `same` plays a response whole, byte by byte and at seeded cuts,
-streamed and as a whole response, and fails unless all results are equal.
+`same` plays a response whole, byte by byte and at seeded cuts, streamed and as a whole response, and fails
+unless all results are equal. Cuts end at the decoder of server-sent events: the stages behind it see one
+event after the other, at any cut, or all of them in a row.
 """
 
 import json
@@ -111,11 +112,31 @@ def decoded(body, **more):
     )
 
 
-def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible"):  # noqa: B008
-    """Return the events that a response's bytes, in these parts, decode to."""
+def server_sent(pieces):
+    """Return the server-sent events of a response's bytes in these parts, and those of its end."""
+    decoder = sse.Decoder()
+    return [event for piece in pieces for event in decoder.feed(piece)], list(decoder.close())
+
+
+class Recorded:
+    """A stage that forwards its items, and then those of the end."""
+
+    def __init__(self, last):
+        self._last = last
+
+    def feed(self, item):
+        return [item]
+
+    def close(self):
+        return self._last
+
+
+def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible", first=None):  # noqa: B008
+    """Return the events that a response's bytes, in these parts, decode to; or the parts that the stage
+    `first` reads."""
     sent, undo = tool_adapter.adapt_tools(turn, names=True)
     stages: list[Any] = [
-        sse.Decoder(),
+        first or sse.Decoder(),
         DIALECTS[dialect].decoder(TARGET),
         tool_calls.build_pipeline(sent, profile, repairs),
     ]
@@ -180,14 +201,16 @@ def same(*items, repairs=None, **options):
         repairs.update(counted)
     chance = random.Random(len(raw))
     several = [chance.sample(range(len(raw)), min(len(raw), size)) for size in (1, 3, 9, 40)]
+    whole, last = server_sent([raw])
     for pieces in ([raw[at : at + 1] for at in range(len(raw))], *(cut(raw, spots) for spots in several)):
-        again: Counter[str] = Counter()
-        assert play(pieces, repairs=again, **options) == first
-        assert again == counted
-    whole, failure = play_whole(raw, **options)
+        assert server_sent(pieces) == (whole, last)
+    again: Counter[str] = Counter()
+    assert play(whole, first=Recorded(last), repairs=again, **options) == first
+    assert again == counted
+    response, failure = play_whole(raw, **options)
     assert_same_message(as_message(raw, **options), *first)
     if first[1] is None:
-        assert whole == first[0]
+        assert response == first[0]
     else:
         assert failure is not None
     return first
