@@ -19,7 +19,7 @@ import signal
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from re import _constants as kind  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -44,6 +44,7 @@ CLASSES = {
 }
 REPEATS = (kind.MAX_REPEAT, kind.MIN_REPEAT, kind.POSSESSIVE_REPEAT)
 ANCHORED = frozenset({"match", "fullmatch"})
+IMPORTS_RE = re.compile(r"^\s*(?:import|from) re\b", re.MULTILINE)
 USES = ANCHORED | {"search", "sub", "subn", "split", "findall", "finditer", "compile"}
 
 
@@ -86,35 +87,40 @@ def module_patterns(module: ModuleType, examples: dict[str, list[str]]) -> Itera
 
     `examples` represent the patterns that a call builds from parts unknown before it runs.
     """
-    name, tree = module.__name__, ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    for key, value in vars(module).items():
-        for pattern in compiled(value):
-            yield PatternUse(f"{name}.{key}", pattern, is_anchored(key, tree))
+    name, source = module.__name__, Path(str(module.__file__)).read_text(encoding="utf-8")
+    values = [(key, pattern) for key, value in vars(module).items() for pattern in compiled(value)]
+    if not values and not IMPORTS_RE.search(source):
+        return
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    anchored_names = matched_names(nodes)
+    for key, pattern in values:
+        yield PatternUse(f"{name}.{key}", pattern, key in anchored_names)
     direct = {
         alias.asname or alias.name: alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and node.module == "re"
         for alias in node.names
     }
     names = {
         id(node.value): node.targets[0].id
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     at_module = {id(call) for node in tree.body if isinstance(node, ast.Assign) for call in ast.walk(node)}
-    for node in ast.walk(tree):
+    for node in nodes:
         use = _use(node, direct)
         if use is None or not isinstance(node, ast.Call) or (use == "compile" and id(node) in at_module):
             continue  # already found as a module's value
-        source = ast.unparse(node.args[0])
+        built = ast.unparse(node.args[0])
         try:
-            texts = [eval(source, dict(vars(module)))]
+            texts = [eval(built, dict(vars(module)))]
         except NameError:
             parts = sorted({part.id for part in ast.walk(node.args[0]) if isinstance(part, ast.Name)})
             texts = examples[f"{name}: {' '.join(parts)}"]  # a KeyError: add an example of the built pattern
         for text in texts:
             if isinstance(text, str | bytes):
-                anchored = use in ANCHORED or is_anchored(names.get(id(node), ""), tree)
+                anchored = use in ANCHORED or names.get(id(node)) in anchored_names
                 yield PatternUse(f"{name}:{node.lineno}", re.compile(text, _flags(node, module)), anchored)
 
 
@@ -137,15 +143,14 @@ def _flags(node: ast.Call, module: ModuleType) -> int:
     return 0
 
 
-def is_anchored(name: str, tree: ast.AST) -> bool:
-    """Return whether a module's pattern is only used as `name.match(...)` or `name.fullmatch(...)`."""
-    bases = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    loads = [
-        bases.get(id(node))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
-    ]
-    return bool(loads) and all(use in ANCHORED for use in loads)
+def matched_names(nodes: list[ast.AST]) -> set[str]:
+    """Return the names that are only used as `name.match(...)` or `name.fullmatch(...)`."""
+    bases = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    uses: dict[str, set[str | None]] = {}
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            uses.setdefault(node.id, set()).add(bases.get(id(node)))
+    return {name for name, found in uses.items() if found <= ANCHORED}
 
 
 # Characters that a pattern can match
@@ -446,15 +451,14 @@ EXAMPLES: dict[str, list[str]] = {
 """Examples of the patterns that calls build from parts, by module and the names in the parts."""
 
 
-def all_patterns() -> Iterator[PatternUse]:
-    """Yield every pattern of the package, each use once."""
-    seen = set()
+@cache
+def all_patterns() -> tuple[PatternUse, ...]:
+    """Return every pattern of the package, each use once."""
+    found: dict[tuple[re.Pattern[Any], bool], PatternUse] = {}
     for module in modules():
         for used in module_patterns(module, EXAMPLES):
-            key = used.pattern, used.anchored
-            if key not in seen:
-                seen.add(key)
-                yield used
+            found.setdefault((used.pattern, used.anchored), used)
+    return tuple(found.values())
 
 
 def attack_all(more: int) -> int:

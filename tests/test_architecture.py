@@ -1,15 +1,9 @@
 """The packages' allowed imports, checked by reading the source."""
 
-import ast
 from functools import cache
 from pathlib import Path
 
-import pytest
-
-import qproxy
-
-ROOT = Path(qproxy.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
+from tests.source import MODULES, PACKAGE, check_each, name, source
 
 WIRE_MAY_IMPORT = {
     "__future__", "abc", "ast", "base64", "binascii", "bisect", "codecs", "collections", "copy",
@@ -87,128 +81,126 @@ ACCOUNT_RECORD = "qproxy.config.accounts"
 def imports(path: Path) -> set[str]:
     """Return the modules that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if _is_module(ROOT.parent / name.replace(".", "/"))}
-            found |= modules if len(modules) == len(inner) else modules | {node.module or ""}
+    for module, names in source(path).imported:
+        inner = {f"{module}.{name}" for name in names}
+        modules = {name for name in inner if _is_module(name)}
+        found |= modules if names and len(modules) == len(inner) else modules | {module}
     return found
 
 
 def package(path: Path) -> str:
     """Return the package of a file, or its name outside of the packages."""
-    return path.relative_to(ROOT).parts[0]
-
-
-def _is_module(path: Path) -> bool:
-    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+    return path.relative_to(PACKAGE).parts[0]
 
 
 @cache
-def names(path: Path) -> set[str]:
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def used(path: Path) -> set[str]:
     """Return the names that a file calls, and the attributes of names that it reads."""
-    tree = ast.parse(path.read_text())
-    called = {
-        node.func.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    dotted = {
-        f"{node.value.id}.{node.attr}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    return called | dotted
+    return source(path).called | source(path).read
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "wire").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_wire_is_pure(path):
+def test_wire_is_pure():
     """wire imports itself and the pure part of the standard library, and neither prints nor opens files."""
-    for name in imports(path):
-        pure = WIRE_MAY_IMPORT | PURE.get(str(path.relative_to(ROOT)), set())
-        assert name.split(".")[0] in pure or name.startswith("qproxy.wire"), name
-    assert not names(path) & {"print", "open", "input", "exec", "eval"}
-    assert not names(path) & {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+
+    def check(path):
+        for module in imports(path):
+            pure = WIRE_MAY_IMPORT | PURE.get(name(path), set())
+            assert module.split(".")[0] in pure or module.startswith("qproxy.wire"), module
+        assert not used(path) & {"print", "open", "input", "exec", "eval"}
+        assert not used(path) & {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+
+    check_each(check, [path for path in MODULES if package(path) == "wire"])
 
 
 def test_every_package_has_a_layer():
     """Every package has a layer."""
-    assert {package(path) for path in FILES} == set(LEVELS)
+    assert {package(path) for path in MODULES} == set(LEVELS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path):
+def test_imports_point_down():
     """A package imports only packages of lower layers, and none of its own layer."""
-    own_package = package(path)
-    for name in imports(path):
-        if name.startswith("qproxy."):
-            other = name.split(".")[1]
-            level = LEVELS.get(other, LEVELS.get(f"{other}.py"))
-            assert level is not None, name
-            assert other == own_package or level > LEVELS[own_package], f"{name} is not for {own_package}"
+
+    def check(path):
+        own = package(path)
+        for module in imports(path):
+            if module.startswith("qproxy."):
+                other = module.split(".")[1]
+                level = LEVELS.get(other, LEVELS.get(f"{other}.py"))
+                assert level is not None, module
+                assert other == own or level > LEVELS[own], f"{module} is not for {own}"
+
+    check_each(check, MODULES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_foreign_modules_stay_in_their_packages(path):
+def test_foreign_modules_stay_in_their_packages():
     """Each foreign library is imported by its packages only."""
-    own_package = package(path)
-    for name in imports(path):
-        foreign = name.split(".")[0]
-        assert own_package in FOREIGN.get(foreign, (own_package,)), f"{foreign} is not for {own_package}"
+
+    def check(path):
+        own = package(path)
+        for module in imports(path):
+            foreign = module.split(".")[0]
+            assert own in FOREIGN.get(foreign, (own,)), f"{foreign} is not for {own}"
+
+    check_each(check, MODULES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_environment_and_printing_have_one_package(path):
+def test_environment_and_printing_have_one_package():
     """Only config reads the environment and only cli prints."""
-    used = names(path)
-    if package(path) != "config":
-        assert not used & {"os.environ", "os.getenv"}
-    if package(path) != "cli":
-        assert "print" not in used
+
+    def check(path):
+        if package(path) != "config":
+            assert not used(path) & {"os.environ", "os.getenv"}
+        if package(path) != "cli":
+            assert "print" not in used(path)
+
+    check_each(check, MODULES)
 
 
 def test_settings_are_read_by_the_composing_packages():
     """The other packages get their settings as arguments, so that they can be tested and embedded without a
     configuration."""
-    other = {str(path.relative_to(ROOT)): path for path in FILES}
-    assert all(any(name.startswith(prefix) for name in other) for prefix in READ_SETTINGS)
+    other = {name(path): path for path in MODULES}
+    assert all(any(module.startswith(prefix) for module in other) for prefix in READ_SETTINGS)
     readers = [
-        name
-        for name, path in other.items()
-        if not name.startswith(READ_SETTINGS)
+        module
+        for module, path in other.items()
+        if not module.startswith(READ_SETTINGS)
         and any(it.startswith("qproxy.config") and it != ACCOUNT_RECORD for it in imports(path))
     ]
     assert readers == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_long_files_have_a_header(path):
+def test_long_files_have_a_header():
     """A file of over 80 lines starts with a header, and none is over 400 lines."""
-    text = path.read_text()
-    lines = text.count("\n")
-    assert lines <= 400
-    if lines > 80:
-        assert (ast.get_docstring(ast.parse(text)) or "").count("\n") >= 2
+
+    def check(path):
+        lines = source(path).text.count("\n")
+        assert lines <= 400
+        if lines > 80:
+            assert source(path).docstrings[0][1].count("\n") >= 2
+
+    check_each(check, MODULES)
 
 
 def test_imports_have_no_cycles():
     """The modules of qproxy import each other in one direction."""
     graph = {}
-    for path in FILES:
-        module = ".".join(["qproxy", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
-        graph[module] = {name for name in imports(path) if name.split(".")[0] == "qproxy"} - {module}
+    for path in MODULES:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        module = ".".join(["qproxy", *parts]).removesuffix(".__init__")
+        graph[module] = {other for other in imports(path) if other.split(".")[0] == "qproxy"} - {module}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
         assert module not in trail, " → ".join([*trail, module])
         if module not in done:
-            for name in graph.get(module, ()):
-                visit(name, (*trail, module))
+            for other in graph.get(module, ()):
+                visit(other, (*trail, module))
             done.add(module)
 
     for module in graph:

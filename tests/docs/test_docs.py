@@ -162,11 +162,11 @@ def codes():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "code":
                 yield node.value
-            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "code":
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "code":
                 yield node.value
             if (
                 isinstance(node, ast.Call)
-                and ast.unparse(node.func) == "ErrorPattern"
+                and getattr(node.func, "id", "") == "ErrorPattern"
                 and path.name == "error_mapping.py"
             ):
                 yield from node.args[3:4]
@@ -193,7 +193,7 @@ def statuses():
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue
-            name, given = ast.unparse(node.func), {item.arg: item.value for item in node.keywords}
+            name, given = getattr(node.func, "id", ""), {item.arg: item.value for item in node.keywords}
             code: Any = node.args[3] if name == "ErrorPattern" and len(node.args) > 3 else given.get("code")
             status: Any = node.args[1] if name == "ErrorPattern" else given.get("status")
             value = defaults.get(name) if status is None else getattr(status, "value", None)

@@ -1,17 +1,10 @@
 """The project's prose is plain technical English without the words that the glossary of docs/design.md
 replaces."""
 
-import ast
-import io
 import re
-import tokenize
-from pathlib import Path
 
-import pytest
+from tests.source import MODULES, PACKAGE, check_each, name, source
 
-import qproxy
-
-PACKAGE = Path(qproxy.__file__).parent
 ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -28,34 +21,32 @@ MODEL_TEXTS = re.compile(r"The (?:tool|user) says|You said|it is told|`nobody`")
 """Sentences of the emulated model and of the demo's transcript, and the name of a user."""
 
 
-def prose(path: Path) -> list[tuple[int, str]]:
-    """Return the docstrings, comments and texts of a module, each with its line."""
-    source = path.read_text()
-    found = [
-        (token.start[0], token.string)
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    ]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            found += [(node.lineno + number, line) for number, line in enumerate(node.value.split("\n"))]
-    return found
+def is_banned(text: str) -> bool:
+    return BANNED.search(MODEL_TEXTS.sub("", text)) is not None
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
-def test_prose_of_a_module_has_no_banned_word(path):
+def test_prose_of_a_module_has_no_banned_word():
     """Docstrings, comments, log lines and errors use the words of the field."""
-    found = [(line, text.strip()) for line, text in prose(path) if BANNED.search(MODEL_TEXTS.sub("", text))]
-    assert not found
+
+    def check(path):
+        module = source(path)
+        found = module.comments() if is_banned(module.text) else []
+        for first, text in module.strings:
+            if " " in text:
+                found += [(first + number, line) for number, line in enumerate(text.split("\n"))]
+        assert [(line, text.strip()) for line, text in found if is_banned(text)] == []
+
+    check_each(check, MODULES)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_has_no_banned_word(page):
+def test_a_page_has_no_banned_word():
     """The documentation uses the words of the field, too; the glossary itself names the replaced words."""
-    text = page.read_text().partition("\n## Glossary")[0]
-    assert not [line for line in text.split("\n") if BANNED.search(MODEL_TEXTS.sub("", line))]
+
+    def check(page):
+        text = page.read_text().partition("\n## Glossary")[0]
+        assert [line for line in text.split("\n") if is_banned(line)] == []
+
+    check_each(check, PAGES)
 
 
 def test_the_pattern_matches_a_banned_word():
@@ -69,17 +60,11 @@ QUESTION = re.compile(r"(?:What|Who|Whose|Whether|How|Where|Which|Why|When)\b")
 
 def test_no_docstring_is_a_question():
     """The docstring of a module, class or function begins with a verb or a noun, not an indirect question."""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [
-        (path, node)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, kinds)
-    ]
     questions = [
-        f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 1)}"
-        for path, node in nodes
-        if QUESTION.match(ast.get_docstring(node) or "")
+        f"{name(path)}:{line}"
+        for path in MODULES
+        for line, text in source(path).docstrings
+        if QUESTION.match(text)
     ]
     assert questions == []
 
@@ -87,7 +72,10 @@ def test_no_docstring_is_a_question():
 FILE = re.compile(r"`((?:qproxy|tests|scripts|docs)/[\w/.-]+)`")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_files_that_a_page_names_exist(page):
+def test_the_files_that_a_page_names_exist():
     """A path of the repository in a page's text is that of a file or a directory."""
-    assert [name for name in FILE.findall(page.read_text()) if not (ROOT / name).exists()] == []
+
+    def check(page):
+        assert [place for place in FILE.findall(page.read_text()) if not (ROOT / place).exists()] == []
+
+    check_each(check, PAGES)

@@ -24,6 +24,7 @@ from qproxy.wire.pipeline import Pipeline
 from tests.anthropic_types import frames
 from tests.wire.strict_reader import read_stream, read_whole
 
+PROFILE = tool_calls.ModelProfile()
 TARGET = UpstreamTarget("http://h/v1", "qwen")
 
 
@@ -131,7 +132,7 @@ class Recorded:
         return self._last
 
 
-def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible", first=None):  # noqa: B008
+def events(pieces, turn, *, profile=PROFILE, repairs=None, dialect="compatible", first=None):
     """Return the events that a response's bytes, in these parts, decode to; or the parts that the stage
     `first` reads."""
     sent, undo = tool_adapter.adapt_tools(turn, names=True)

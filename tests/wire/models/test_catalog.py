@@ -1,22 +1,21 @@
 """The catalog of models: lookup, the operator's rows, and the package's file."""
 
-import ast
 import re
+from collections import Counter
 from datetime import date
-from pathlib import Path
+from functools import cache
 
 import pytest
 
-import qproxy
 from qproxy.bootstrap.models import build_catalog, package_catalog
 from qproxy.config.accounts import ConfigError
 from qproxy.ledger.prices import PRICE_CELLS
 from qproxy.wire.models import CatalogError, ModelCatalog, ModelRow
 from qproxy.wire.models.catalog import MAX_CACHED_NAMES
 from qproxy.wire.models.spec import CELLS, version_order
+from tests.source import MODULES, check_each, source
 
 CATALOG = package_catalog()
-ROOT = Path(qproxy.__file__).parent
 
 # client's model name: (the row that applies, True if the name itself is known)
 NAMES = {
@@ -204,23 +203,18 @@ MODEL_NAME = re.compile(
 )
 
 
-def strings(path):
-    """Return the string constants of a module except docstrings."""
-    tree = ast.parse(path.read_text("utf-8"))
-    docs = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
-            yield node.value
+@cache
+def names_a_model(word):
+    return CATALOG.find(word) is not None or MODEL_NAME.search(word) is not None
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_contains_a_model_name(path):
+def test_no_module_contains_a_model_name():
     """A model's name, or a pattern of one, is in the catalog's file only."""
-    for text in strings(path):
-        words = [word for word in re.split(r"[\s\"'`(),;]+", text) if len(word) > 3 and word[0] != "/"]
-        named = [word for word in words if CATALOG.find(word) is not None or MODEL_NAME.search(word)]
-        assert not named, named
+
+    def check(path):
+        module = source(path)
+        strings = Counter(text for _, text in module.strings) - Counter(module.statements)
+        words = {word for text in strings for word in re.split(r"[\s\"'`(),;]+", text)}
+        assert [word for word in words if len(word) > 3 and word[0] != "/" and names_a_model(word)] == []
+
+    check_each(check, MODULES)
