@@ -25,6 +25,7 @@ from qproxy.server.request_context import RequestContext
 from qproxy.server.response_runs import ResponseRunStore, RunSignal
 from qproxy.server.response_store import ResponseStoreError
 from qproxy.server.streaming import internal_error, record_events
+from qproxy.telemetry.body_log import StreamLogger
 from qproxy.wire.endpoints.responses import Encoder
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON
@@ -53,9 +54,10 @@ class BackgroundRun:
         start: Callable[[], Awaitable[EventStream]],
         save: Callable[[JSON], Awaitable[None]],
         delete: Callable[[], Awaitable[None]],
+        logger: StreamLogger | None,
     ) -> None:
         """`start` opens the response within the request's context; `save` stores the whole response, `delete`
-        removes it."""
+        removes it; `logger` gets every event."""
         self.owner = owner
         self.id = id
         self._store = store
@@ -64,6 +66,7 @@ class BackgroundRun:
         self._start = start
         self._save = save
         self._delete = delete
+        self._logger = logger
         self._scope = trio.CancelScope()
         self._is_stopped = False
         self._events: list[bytes] = []
@@ -148,6 +151,8 @@ class BackgroundRun:
 
     def _add(self, events: list[bytes]) -> None:
         self._events += events
+        if self._logger is not None:
+            self._logger.add(b"".join(events))
         if events:
             self._new_events.set()
 

@@ -2,6 +2,7 @@
 settled after a crash."""
 
 import json
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from qproxy.emulator import PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from qproxy.server.background_runs import LEASE_SECONDS
+from qproxy.server.stream_recorder import StreamRecorder
 from tests.backends.fakes import Fakes
 from tests.helpers import MODEL, leftovers, world
 from tests.integration.test_conversations import sdk, send
@@ -360,7 +362,7 @@ async def test_what_is_not_recorded_is_an_error(autojump_clock):
     limits."""
     async with world() as w:
         _, whole = await send(w, "POST", PATH, {**ASK, "background": False})
-        w.server.state.stream_recorder._max_stream_bytes = 100
+        w.server.state = replace(w.server.state, stream_recorder=StreamRecorder(max_stream_bytes=100))
         raw = json.dumps({**ASK, "background": False, "stream": True}).encode()
         fields = [(b"content-type", b"application/json")]
         async with w.client.request("POST", PATH, headers=fields, body=raw) as response:
@@ -395,6 +397,19 @@ async def test_a_conversation_is_extended_in_the_background(autojump_clock):
         await until_status(w, queued.id, "completed")
         items = [item async for item in client.conversations.items.list(conversation.id, order="asc")]
         assert [item.role for item in items] == ["user", "assistant"]
+
+
+async def test_the_body_log_has_the_background(autojump_clock, caplog):
+    """With log_bodies the events of a response in the background are logged when it ends."""
+    caplog.set_level(logging.INFO)
+    async with world(log_bodies=True) as w:
+        _, queued = await send(w, "POST", PATH, ASK)
+        await until_status(w, queued["id"], "completed")
+        await trio.testing.wait_all_tasks_blocked()
+    bodies = [line.fields["body"] for line in caplog.records if line.name == "qproxy.body"]
+    assert len(bodies) == 2
+    assert "Hello there" in bodies[0]
+    assert "response.completed" in bodies[1]
 
 
 async def test_a_run_survives_a_reload(autojump_clock):

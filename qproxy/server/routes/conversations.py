@@ -10,8 +10,6 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, NoReturn
 
-from quart import request
-
 from qproxy.server import request_context
 from qproxy.server.conversation_store import (
     Conversation,
@@ -21,7 +19,7 @@ from qproxy.server.conversation_store import (
 )
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import read_json
-from qproxy.server.routes.stored_items import client_owner, load_items, page_query
+from qproxy.server.routes.stored_items import client_owner, include_query, load_items, page_query
 from qproxy.server.state import Route, StateHolder
 from qproxy.wire.endpoints import OPENAI, responses
 from qproxy.wire.endpoints.responses import conversations
@@ -87,7 +85,7 @@ class ConversationRoutes:
         return json_response({"id": id, "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, id: str) -> HTTPResponse:
-        items = responses.include_fields(await self._items(id), request.args.getlist("include[]"))
+        items = responses.include_fields(await self._items(id), include_query())
         return json_response(responses.list_page(items, **page_query()))
 
     async def _add_items(self, id: str) -> HTTPResponse:

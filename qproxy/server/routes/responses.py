@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from qproxy.server.response_store import ResponseNotFound, ResponseStore, Respon
 from qproxy.server.routes.client_responses import ClientResponses
 from qproxy.server.routes.conversations import conversation_not_found
 from qproxy.server.routes.generate import NoHistory, StartResponse
-from qproxy.server.routes.stored_items import client_owner, load_items, page_query
+from qproxy.server.routes.stored_items import client_owner, include_query, load_items, page_query
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.stream_recorder import EndedStream
 from qproxy.wire.endpoints import OPENAI, StreamEncoder, responses
@@ -130,7 +131,9 @@ class ResponseHistory(NoHistory):
         assert state.responses is not None
         assert state.response_runs is not None
         state.background_runs.check_limit(state.request_limits.max_background_responses)
-        clients = ClientResponses(state, self._owner)
+        clients, logger = ClientResponses(state, self._owner), None
+        if state.body_logger:
+            logger = context.stack.enter_context(closing(state.body_logger.streaming(context.record)))
         run = BackgroundRun(
             self._owner,
             turn.id,
@@ -140,6 +143,7 @@ class ResponseHistory(NoHistory):
             start=start,
             save=partial(self.save, turn),
             delete=partial(clients.delete, turn.id),
+            logger=logger,
         )
         queued = responses.queued_response(turn)
         await state.responses.save(self._stored(turn, queued))
@@ -219,7 +223,7 @@ class ResponseRoutes:
             after = responses.starting_after(request.args.get("starting_after"))
             return await self._responses().stream(id, after)
         response = (await self._responses().find(id)).response
-        include = request.args.getlist("include[]")
+        include = include_query()
         return json_response({**response, "output": responses.include_fields(response["output"], include)})
 
     async def _delete(self, id: str) -> HTTPResponse:
@@ -234,7 +238,7 @@ class ResponseRoutes:
         except ResponseNotFound:  # an earlier response of the conversation was deleted
             chain = [stored]
         before = [item for earlier in chain[:-1] for item in earlier.conversation()]
-        items = responses.include_fields([*before, *stored.items], request.args.getlist("include[]"))
+        items = responses.include_fields([*before, *stored.items], include_query())
         return json_response(responses.list_page(items, **page_query()))
 
     async def _cancel(self, id: str) -> HTTPResponse:

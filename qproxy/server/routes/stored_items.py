@@ -25,6 +25,11 @@ def page_query() -> dict[str, str]:
     return {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
 
 
+def include_query() -> list[str]:
+    """Return the values of `include`, which SDKs write as `include[]`."""
+    return [*request.args.getlist("include"), *request.args.getlist("include[]")]
+
+
 async def load_items(store: ResponseStore | None, owner: str, ids: Sequence[str]) -> dict[str, Item]:
     """Return the items of stored responses among these, by ID."""
     known: dict[str, Item] = {}
