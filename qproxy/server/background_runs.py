@@ -27,7 +27,7 @@ from qproxy.server.response_store import ResponseStoreError
 from qproxy.server.streaming import internal_error, record_events
 from qproxy.telemetry.body_log import StreamLogger
 from qproxy.wire.endpoints.responses import Encoder
-from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.errors import QproxyError, RequestError, UpstreamError
 from qproxy.wire.events import JSON
 
 LEASE_SECONDS = 30.0
@@ -145,7 +145,8 @@ class BackgroundRun:
         if not isinstance(error, QproxyError):
             log.error("request %s failed in the background", context.record.id, exc_info=error)
             error = internal_error(context.record.id)
-        context.record.fail(error, "internal_error")
+        outcome = "internal_error" if error.status >= 500 else "error"
+        context.record.fail(error, "upstream_truncated" if isinstance(error, UpstreamError) else outcome)
         if self._encoder.last_response is None:
             self._add(self._encoder.fail(error))
 

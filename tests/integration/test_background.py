@@ -210,6 +210,7 @@ async def test_an_upstream_that_fails(reply, message, autojump_clock):
         events = await get_events(w, queued["id"])
         assert [event["type"] for event in events[-2:]] == ["response.failed", "error"]
         assert events[-2]["response"] == failed
+        assert w.server.state.counters.outcomes["upstream_truncated"] == 1
         assert w.sound()
 
 
@@ -277,6 +278,20 @@ async def test_a_shutdown_waits_and_then_fails(autojump_clock):
         assert (failed["status"], failed["error"]["type"]) == ("failed", "shutting_down")
         assert text(failed) == "Hello"
         assert (await get_events(w, long["id"]))[-2]["response"] == failed
+
+
+async def test_an_aborted_server_fails_its_runs(autojump_clock):
+    """A server that is cancelled still stores why its responses ended."""
+    fakes = Fakes()
+    with trio.CancelScope() as scope:
+        async with world(backends=fakes.backends()) as w:
+            w.emulator.script(slow(3600.0))
+            _, queued = await send(w, "POST", PATH, ASK)
+            await until_status(w, queued["id"], "in_progress")
+            scope.cancel()
+    async with world(backends=fakes.backends()) as w:
+        _, failed = await send(w, "GET", f"{PATH}/{queued['id']}")
+        assert (failed["status"], failed["error"]["type"]) == ("failed", "shutting_down")
 
 
 @asynccontextmanager
