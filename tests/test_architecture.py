@@ -64,6 +64,7 @@ READ_SETTINGS = (
     "backends/ledgers.py",
     "backends/sealing.py",
     "backends/shared_commands.py",
+    "backends/stores.py",
     "backends/local/files.py",
     "__init__.py",
     "cli/",

@@ -3,13 +3,14 @@
     factory    `open_backends(config)`: one member of each Protocol
     ledgers    the usage ledger of the settings
     sealing    what seals texts for clients
+    stores     what clients sent and got: responses, conversations, tool rounds, reasoning
     shared_commands   shared state for commands
     api_keys   whether there are API keys, for checks before anything is opened
     backup     a backup of the data directory: its files and its manifest
     ledger_thread, ledger_queries   what ledgers of all kinds of databases have in common
     local      members for the processes of one machine: files, SQLite, memory
     postgres   members for several machines: the ledger
-    redis      members for several machines: API keys, their limits, limits on wrong keys, grants
+    redis      members for several machines: API keys, limits, grants, what clients sent and got
 
     Protocol                              local member             what its callers share
     access.api_keys.ApiKeyStore           FileApiKeys              API keys (`RedisApiKeys`, `StaticApiKeys`)

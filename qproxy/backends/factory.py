@@ -29,7 +29,6 @@ from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.backends.local.audit import FileAuditLog
 from qproxy.backends.local.backup import restore_backup, write_backup
-from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
@@ -37,11 +36,8 @@ from qproxy.backends.local.files import credential_path, databases, secret_files
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
-from qproxy.backends.local.reasoning import MemoryReasoning
-from qproxy.backends.local.response_runs import SqliteResponseRuns
-from qproxy.backends.local.responses import SqliteResponseStore
-from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
+from qproxy.backends.stores import open_reasoning, open_stores, open_tool_rounds, store_opener
 from qproxy.config import Config, data_dir
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.config.secret_files import read_secret
@@ -62,20 +58,11 @@ if TYPE_CHECKING:
     from qproxy.backends.redis.sealing import Sealer
     from qproxy.backends.redis.shared_state import SharedState
 
-MAX_MEMORY_STORE = 64 * 1024 * 1024
-"""Bytes of responses that are stored in memory, without a `responses_file`."""
-MAX_REASONING = 64 * 1024 * 1024
-"""Bytes of ciphertext of reasoning that one process keeps."""
 MAX_ADDRESSES = 20_000
 """Addresses with wrong secrets that one process counts, over all secrets."""
 DATABASE_ERROR: type[Exception] = sqlite3.Error
 """Raised for a broken or locked database."""
 OpenCredentials = Callable[[AccountConfig], CredentialStore]
-
-
-def open_stores(config: Config) -> ResponseStores:
-    """Return the stores of the Responses API on this machine."""
-    return ResponseStores(open_responses(config), open_conversations(config), open_response_runs(config))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -98,7 +85,7 @@ class Backends:
     conversations: ConversationStore | None
     """None if responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
-    open_stores: Callable[[Config], ResponseStores] = open_stores
+    open_stores: Callable[[Config], ResponseStores] = store_opener(None)
     """Opens these three for changed settings."""
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
@@ -128,8 +115,8 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         configured = keys_from_settings(config.api_keys)
         api_keys = RedisApiKeys(shared.key_table, configured, optional=config.insecure_no_auth)
         startup.append(shared.key_table.wait_loaded)
-    stores = _store_opener(shared)
-    opened = stores(config)
+    open_stores = store_opener(shared.stores)
+    stores = open_stores(config)
     return replace(
         local,
         api_keys=api_keys,
@@ -137,10 +124,12 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
-        responses=opened.responses,
-        conversations=opened.conversations,
-        response_runs=opened.response_runs,
-        open_stores=stores,
+        responses=stores.responses,
+        conversations=stores.conversations,
+        response_runs=stores.response_runs,
+        open_stores=open_stores,
+        tool_rounds=open_tool_rounds(config, shared.stores),
+        reasoning=open_reasoning(config, shared.stores),
         shared_state=shared.monitor,
         background=(shared.run,),
     )
@@ -148,6 +137,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
 
 def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
     """Return members of this machine, around a ledger."""
+    stores = open_stores(config)
     return Backends(
         api_keys=open_api_keys(config),
         usage_limiter=LocalUsageLimiter(_rate_limits(config.rate_limits_file, math.inf), ledger),
@@ -156,9 +146,9 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         account_state=open_account_state(config),
         credentials=credential_opener(config),
         login_sessions=LocalLoginSessions,
-        responses=open_responses(config),
-        conversations=open_conversations(config),
-        response_runs=open_response_runs(config),
+        responses=stores.responses,
+        conversations=stores.conversations,
+        response_runs=stores.response_runs,
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,
@@ -185,16 +175,6 @@ def open_shared_state(config: Config, local: Backends) -> SharedState | None:
         key_table=key_table,
         sealer=open_sealer(config),
         outbox_directory=data_dir() / "shared-state",
-    )
-
-
-def _store_opener(shared: SharedState) -> Callable[[Config], ResponseStores]:
-    """Return what opens the stores of the Responses API: shared ones, if they can be sealed."""
-    stores = shared.stores
-    if stores is None:
-        return open_stores
-    return lambda config: stores.open_responses(
-        open_stores(config), max_age=config.responses_max_age, max_bytes=config.shared_response_max_bytes
     )
 
 
@@ -311,55 +291,6 @@ def credential_opener(config: Config) -> OpenCredentials:
         return FileCredentials(file, FileLock(path, shared=shared))
 
     return open_credentials
-
-
-def open_responses(config: Config) -> ResponseStore | None:
-    """Return the store of responses: a file or, with a smaller bound, memory; None if they are not stored."""
-    if not config.store_responses:
-        return None
-    return SqliteResponseStore(
-        _path(config.responses_file),
-        max_age=config.responses_max_age,
-        max_bytes=_max_response_bytes(config),
-        timeout=config.store_timeout,
-    )
-
-
-def open_conversations(config: Config) -> ConversationStore | None:
-    """Return the store of conversations, beside that of responses."""
-    if not config.store_responses:
-        return None
-    return SqliteConversations(
-        _path(config.responses_file),
-        max_age=config.responses_max_age,
-        max_bytes=_max_response_bytes(config),
-        timeout=config.store_timeout,
-    )
-
-
-def open_response_runs(config: Config) -> ResponseRunStore | None:
-    """Return the store of response runs and their events, beside that of responses."""
-    if not config.store_responses:
-        return None
-    path = _path(config.responses_file)
-    return SqliteResponseRuns(path, max_bytes=_max_response_bytes(config), timeout=config.store_timeout)
-
-
-def _max_response_bytes(config: Config) -> int:
-    in_memory = not config.responses_file
-    return min(config.responses_max_bytes, MAX_MEMORY_STORE) if in_memory else config.responses_max_bytes
-
-
-def open_tool_rounds(config: Config) -> ToolRoundStore:
-    """Return the store of hidden tool rounds."""
-    return MemoryToolRounds(seconds=config.tool_round_cache_seconds)
-
-
-def open_reasoning(config: Config) -> ReasoningStore | None:
-    """Return the store of ciphertext of reasoning, None without one."""
-    if not config.reasoning_cache_seconds:
-        return None
-    return MemoryReasoning(seconds=config.reasoning_cache_seconds, max_bytes=MAX_REASONING)
 
 
 def back_up(home: Path, archive: Path, *, force: bool, now: float) -> Backup:

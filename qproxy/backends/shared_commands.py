@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from qproxy.access.api_keys import ApiKeyStore, ApiKeyStoreError
-from qproxy.backends.factory import SharedStateFailure, open_api_keys, open_key_table, open_redis_client
+from qproxy.backends.factory import (
+    SharedStateFailure,
+    open_api_keys,
+    open_key_table,
+    open_redis_client,
+    open_sealer,
+)
 from qproxy.backends.local import key_file
+from qproxy.backends.stores import open_stores, store_opener
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
+from qproxy.server.response_store import ResponseStoreError
+from qproxy.server.stores import ResponseStores
 
 if TYPE_CHECKING:
     from qproxy.backends.redis.client import RedisClient
@@ -58,6 +67,32 @@ async def with_api_keys(config: Config, act: Callable[[ApiKeyStore], Awaitable[T
     from qproxy.backends.redis.api_keys import RedisApiKeys
 
     return await _with_key_table(config, lambda table: act(RedisApiKeys(table, (), optional=False)))
+
+
+async def with_stores(config: Config, act: Callable[[ResponseStores], Awaitable[T]]) -> T:
+    """Return the result of an action on the stores of the Responses API.
+
+    Raises ResponseStoreError, ConfigError.
+    """
+    sealer = None if config.shared_state is None else open_sealer(config)
+    if sealer is None:
+        return await _act_and_close(open_stores(config), act)
+    from qproxy.backends.redis.stores import RedisStores
+
+    async def act_on_shared(client: RedisClient) -> T:
+        return await _act_and_close(store_opener(RedisStores(client, sealer))(config), act)
+
+    try:
+        return await with_client(config, act_on_shared)
+    except SharedStateFailure as error:
+        raise ResponseStoreError(str(error)) from None
+
+
+async def _act_and_close(stores: ResponseStores, act: Callable[[ResponseStores], Awaitable[T]]) -> T:
+    try:
+        return await act(stores)
+    finally:
+        await stores.aclose()
 
 
 async def import_api_keys(config: Config) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import trio
 from qproxy.accounts import Account
 from qproxy.backends.factory import (
     credential_opener,
-    open_tool_rounds,
     reopen_api_keys,
 )
 from qproxy.bootstrap import auth, limits, state, telemetry, transport
@@ -35,8 +34,8 @@ RESTART_REQUIRED = frozenset({
     "ledger_password_file", "ledger_spool_file", "ledger_timeout",
     "shared_state", "shared_state_password_file", "shared_state_key_file", "shared_state_prefix",
     "shared_state_policy", "shared_state_timeout", "shared_state_connect_timeout",
-    "shared_response_max_bytes",
-    "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
+    "shared_response_max_bytes", "reasoning_cache_seconds", "tool_round_cache_seconds",
+    "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
     "compaction_key_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""
@@ -47,7 +46,6 @@ TOOL_SETTINGS = (
     "tool_rules",
     "max_tool_rounds",
     "max_tool_processes",
-    "tool_round_cache_seconds",
     "web_search_tool",
     "missing_web_search",
     *transport.SETTINGS,
@@ -82,7 +80,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
     stores = previous if same_store else previous.open_stores(config)
     tool_runtime = previous.tool_runtime
     if not same_tools:
-        tool_runtime = build_tool_runtime(config, rounds=open_tool_rounds(config))
+        tool_runtime = build_tool_runtime(config, rounds=previous.tool_runtime.rounds)
     return replace(
         previous,
         authentication=state.build_authentication(config, accounts, api_keys, catalog),

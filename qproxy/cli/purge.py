@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,6 +22,9 @@ from qproxy.config.accounts import ConfigError
 from qproxy.ledger.protocol import LedgerError
 from qproxy.telemetry.audit import AuditEntry
 from qproxy.wire.errors import QproxyError
+
+if TYPE_CHECKING:
+    from qproxy.server.stores import ResponseStores
 
 HELP = "delete what is stored of an API key: its usage and its responses"
 PAGE = HelpPage(
@@ -76,18 +80,18 @@ def find_keys(config: Config, name: str) -> list[ApiKey]:
 
 
 async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
-    from qproxy.backends.factory import open_conversations, open_response_runs, open_responses
+    from qproxy.backends.shared_commands import with_stores
 
-    config = replace(config, store_responses=bool(config.responses_file))
-    deleted = []
-    for open_store in (open_responses, open_conversations, open_response_runs):
-        store = open_store(config)
-        if store is not None:
-            try:
-                deleted.append(sum([await store.delete_owner(key.digest) for key in keys]))
-            finally:
-                await store.aclose()
-    return deleted[0] if deleted else 0
+    async def delete(stores: ResponseStores) -> int:
+        deleted = [
+            sum([await store.delete_owner(key.digest) for key in keys])
+            for store in (stores.responses, stores.conversations, stores.response_runs)
+            if store is not None
+        ]
+        return deleted[0] if deleted else 0
+
+    stored = bool(config.responses_file or config.shared_state)
+    return await with_stores(replace(config, store_responses=stored), delete)
 
 
 async def _purge_ledger(config: Config, keys: Sequence[ApiKey]) -> int:

@@ -16,3 +16,9 @@ class ResponseStores:
     responses: ResponseStore | None
     conversations: ConversationStore | None
     response_runs: ResponseRunStore | None
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        for store in (self.responses, self.conversations, self.response_runs):
+            if store is not None:
+                await store.aclose()

@@ -44,6 +44,9 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.backends.postgres.connection import PostgresAddress
 from qproxy.backends.postgres.ledger import PostgresUsageLedger
+from qproxy.backends.redis.memory import SealedMemory
+from qproxy.backends.redis.reasoning import RedisReasoning
+from qproxy.backends.redis.tool_rounds import RedisToolRounds
 from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
@@ -650,29 +653,53 @@ async def test_all_responses_of_an_owner_are_deleted(response_stores):
 # Tool rounds
 
 
-@pytest.fixture
-def reasoning(member) -> ReasoningStore:
-    return fakes.FakeReasoning() if member == "fake" else MemoryReasoning(seconds=60.0, max_bytes=10_000)
+async def open_memories(request: Any, nursery: trio.Nursery) -> list[SealedMemory]:
+    """Return what two processes share."""
+    server = request.getfixturevalue("valkey")
+    return [await engine.open_memory(Link(server), nursery) for _ in range(2)]
 
 
-async def test_ciphertext_is_found_by_client_account_and_message(reasoning, autojump_clock):
+@pytest.fixture(params=["fake", "local", "redis"])
+async def reasoning_stores(request, nursery) -> tuple[ReasoningStore, ReasoningStore]:
+    if request.param == "fake":
+        return (fakes.FakeReasoning(),) * 2
+    if request.param == "local":
+        return (MemoryReasoning(seconds=60.0, max_bytes=10_000),) * 2
+    one, two = [
+        RedisReasoning(memory, MemoryReasoning(seconds=60.0, max_bytes=10_000))
+        for memory in await open_memories(request, nursery)
+    ]
+    return one, two
+
+
+async def test_ciphertext_is_found_by_client_account_and_message(reasoning_stores, autojump_clock):
     """The last ciphertext saved under a key is found by that key alone."""
-    await reasoning.save(("client", "one", "hash"), "old")
-    await reasoning.save(("client", "one", "hash"), "new")
+    one, reasoning = reasoning_stores
+    await one.save(("client", "one", "hash"), "old")
+    await one.save(("client", "one", "hash"), "new")
     assert not reasoning.is_empty
     others = [("client", "two", "hash"), ("other", "one", "hash"), ("client", "one", "another")]
     assert await reasoning.load([("client", "one", "hash"), *others]) == {("client", "one", "hash"): "new"}
 
 
-@pytest.fixture
-def tool_rounds(member) -> ToolRoundStore:
-    return fakes.FakeToolRounds() if member == "fake" else MemoryToolRounds(seconds=60.0)
+@pytest.fixture(params=["fake", "local", "redis"])
+async def round_stores(request, nursery) -> tuple[ToolRoundStore, ToolRoundStore]:
+    if request.param == "fake":
+        return (fakes.FakeToolRounds(),) * 2
+    if request.param == "local":
+        return (MemoryToolRounds(seconds=60.0),) * 2
+    one, two = [
+        RedisToolRounds(memory, MemoryToolRounds(seconds=60.0))
+        for memory in await open_memories(request, nursery)
+    ]
+    return one, two
 
 
-async def test_rounds_are_found_by_conversation_and_calls(tool_rounds, autojump_clock):
+async def test_rounds_are_found_by_conversation_and_calls(round_stores, autojump_clock):
     """The last saved round is loaded; other calls, another order and other conversations find nothing."""
-    await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "old"}])
-    await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "new"}])
+    one, tool_rounds = round_stores
+    await one.save("place", ("1", "2"), [{"role": "tool", "content": "old"}])
+    await one.save("place", ("1", "2"), [{"role": "tool", "content": "new"}])
     assert not tool_rounds.is_empty
     found = await tool_rounds.load("place", [("1", "2"), ("2", "1"), ("3",)])
     assert dict(found) == {("1", "2"): [{"role": "tool", "content": "new"}]}
@@ -811,6 +838,7 @@ def test_sql_is_confined_to_the_local_backends():
     assert found == {
         "backends/api_keys.py",
         "backends/factory.py",
+        "backends/stores.py",
         "backends/ledgers.py",
         "backends/shared_commands.py",
         "diagnostics/system.py",

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import trio
 
-from qproxy.backends import factory
+from qproxy.backends import factory, stores
 from qproxy.bootstrap import auth, reload, state, tools, transport
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
@@ -111,10 +111,10 @@ async def test_every_setting_reaches_the_server():
     [
         (transport.build_transport, transport.SETTINGS),
         (state.build_concurrency, reload.CONCURRENCY_SETTINGS),
-        (factory.open_responses, reload.STORE_SETTINGS),
+        (stores.open_stores, reload.STORE_SETTINGS),
         (
             lambda config: (
-                tools.build_tool_runtime(config, rounds=factory.open_tool_rounds(config)),
+                tools.build_tool_runtime(config),
                 tools.open_mcp_transport(config),
             ),
             reload.TOOL_SETTINGS,

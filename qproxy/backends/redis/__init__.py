@@ -20,6 +20,7 @@
     grants         GrantStore
     records        what owners have, deflated and sealed
     responses, conversations, response_runs   the stores of the Responses API
+    memory, tool_rounds, reasoning   ToolRoundStore, ReasoningStore: small values that may be lost
     stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
     sealing        encryption of what the server must not read

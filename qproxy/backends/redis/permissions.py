@@ -19,6 +19,7 @@ COMMANDS = {
     "exists": "{key}",
     "expire": "{key} 1",
     "get": "{key}",
+    "getex": "{key}",
     "hdel": "{key} x",
     "hexists": "{key} x",
     "hget": "{key} x",

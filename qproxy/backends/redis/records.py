@@ -32,6 +32,37 @@ LIST_AGES = 2
 """How many times as long as a record an owner's list keeps its name."""
 
 
+class RecordCipher:
+    """Deflates and seals, in a thread where that takes long."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    def __repr__(self) -> str:
+        return "<RecordCipher>"
+
+    async def seal(self, data: bytes, name: str) -> bytes:
+        """Return data as it is stored under a name."""
+        if len(data) < LARGE:
+            return self._seal(data, name)
+        return await trio.to_thread.run_sync(self._seal, data, name)
+
+    async def open(self, sealed: bytes, name: str) -> bytes:
+        """Return the data that was stored under a name. Raises SealError."""
+        if len(sealed) < LARGE:
+            return self._open(sealed, name)
+        return await trio.to_thread.run_sync(self._open, sealed, name)
+
+    def _seal(self, data: bytes, name: str) -> bytes:
+        return self._sealer.seal(zlib.compress(data, 1), name)
+
+    def _open(self, sealed: bytes, name: str) -> bytes:
+        try:
+            return zlib.decompressobj().decompress(self._sealer.open(sealed, name), MAX_RECORD)
+        except zlib.error as error:
+            raise SealError(f"{name}: {error}") from None
+
+
 class SealedRecords:
     """The records of one kind."""
 
@@ -42,7 +73,7 @@ class SealedRecords:
         self.client = client
         self.failed = 0
         """Operations that failed."""
-        self._sealer = sealer
+        self._cipher = RecordCipher(sealer)
         self._kind = kind
         self._script = script
         self._owners = owners
@@ -73,15 +104,14 @@ class SealedRecords:
 
     async def seal(self, data: bytes, name: str) -> bytes:
         """Return data as it is stored under a name."""
-        if len(data) < LARGE:
-            return self._seal(data, name)
-        return await trio.to_thread.run_sync(self._seal, data, name)
+        return await self._cipher.seal(data, name)
 
     async def open(self, sealed: bytes, name: str) -> bytes:
         """Return the data that was stored under a name. Raises ResponseStoreError."""
-        if len(sealed) < LARGE:
-            return self._open(sealed, name)
-        return await trio.to_thread.run_sync(self._open, sealed, name)
+        try:
+            return await self._cipher.open(sealed, name)
+        except SealError as error:
+            raise self.fail(error) from None
 
     async def seal_json(self, value: JSON, name: str) -> bytes:
         """Return a value as it is stored under a name."""
@@ -108,15 +138,6 @@ class SealedRecords:
 
     def _list_key(self, owner: str) -> str:
         return f"{self.client.prefix}:{{{self._kind}:{_digest(owner)}}}"
-
-    def _seal(self, data: bytes, name: str) -> bytes:
-        return self._sealer.seal(zlib.compress(data, 1), name)
-
-    def _open(self, sealed: bytes, name: str) -> bytes:
-        try:
-            return zlib.decompressobj().decompress(self._sealer.open(sealed, name), MAX_RECORD)
-        except (SealError, zlib.error) as error:
-            raise self.fail(error) from None
 
 
 def _digest(owner: str) -> str:

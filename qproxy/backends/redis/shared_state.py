@@ -28,12 +28,9 @@ from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
 SHARED = "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions"
-LOCAL = (
-    "accounts' cooldowns and rate limits, tokens of logged-in accounts, "
-    "logins in progress, tool rounds, reasoning, audit log"
-)
+LOCAL = "accounts' cooldowns and rate limits, tokens of logged-in accounts, logins in progress, audit log"
 """What each machine, or process, still has of its own."""
-SEALED = "stored responses, conversations, background responses"
+SEALED = "stored responses, conversations, background responses, tool rounds, reasoning"
 """What is shared with a `shared_state_key_file`, and local without one."""
 LIMITS = load_script("limits")
 SCRIPTS = (LIMITS, GRANTS, API_KEYS, PERMISSIONS, *stores.SCRIPTS)

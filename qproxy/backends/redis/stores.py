@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.conversations import CONVERSATIONS, RedisConversations
+from qproxy.backends.redis.memory import SealedMemory
+from qproxy.backends.redis.reasoning import RedisReasoning
 from qproxy.backends.redis.records import OWNERS
 from qproxy.backends.redis.response_runs import RUNS, RedisResponseRuns
 from qproxy.backends.redis.responses import RESPONSES, RedisResponses
 from qproxy.backends.redis.sealing import Sealer
+from qproxy.backends.redis.tool_rounds import RedisToolRounds
+from qproxy.relay.reasoning_store import ReasoningStore
+from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.stores import ResponseStores
 
 SCRIPTS = (OWNERS, RESPONSES, CONVERSATIONS, RUNS)
@@ -34,3 +39,11 @@ class RedisStores:
         assert local.conversations is not None
         conversations = RedisConversations(self._client, self._sealer, local.conversations, max_age=max_age)
         return ResponseStores(responses, conversations, RedisResponseRuns(self._client, self._sealer))
+
+    def open_tool_rounds(self, local: ToolRoundStore, *, seconds: float) -> RedisToolRounds:
+        """Return the store of hidden tool rounds."""
+        return RedisToolRounds(SealedMemory(self._client, self._sealer, "m", seconds=seconds), local)
+
+    def open_reasoning(self, local: ReasoningStore, *, seconds: float) -> RedisReasoning:
+        """Return the store of ciphertext of reasoning."""
+        return RedisReasoning(SealedMemory(self._client, self._sealer, "t", seconds=seconds), local)

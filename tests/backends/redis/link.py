@@ -16,6 +16,7 @@ class Link:
         self.server = server
         self.commands = 0
         """Scripts that were sent, without the beats."""
+        self.sent = bytearray()
         self._clock = clock
         self._cut = False
         self._frozen: list[tuple[LinkStream, bytes]] | None = None
@@ -63,6 +64,7 @@ class LinkStream(BlockingStream):
         if self._closed.is_set():
             raise trio.BrokenResourceError
         signs_of_life = bytes(data).count(b":processes") + bytes(data).count(b":meta")
+        self._link.sent += data
         self._link.commands += bytes(data).count(b"EVALSHA") - signs_of_life
         if self._link._frozen is not None:
             self._link._frozen.append((self, bytes(data)))

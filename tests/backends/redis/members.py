@@ -13,6 +13,7 @@ from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.conversations import RedisConversations
 from qproxy.backends.redis.grants import MAX_GRANTS, RedisGrants
+from qproxy.backends.redis.memory import SealedMemory
 from qproxy.backends.redis.rate_limits import RedisRateLimits
 from qproxy.backends.redis.response_runs import RedisResponseRuns
 from qproxy.backends.redis.responses import RedisResponses
@@ -26,7 +27,8 @@ from tests.backends.fakes import FakeLedger
 from tests.backends.redis.link import Link
 from tests.backends.redis.server import Server, with_clock
 
-SEALER = Sealer([base64.urlsafe_b64encode(bytes(range(32))).decode()])
+KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
+SEALER = Sealer([KEY])
 
 
 async def open_subjects(
@@ -106,6 +108,11 @@ async def open_response_runs(link: Link, nursery: trio.Nursery) -> RedisResponse
     """Return the response runs of one process."""
     scripts = scripts_with_clock("response_runs", "owners")
     return RedisResponseRuns(await open_client(link, nursery, *scripts), SEALER, scripts=scripts)
+
+
+async def open_memory(link: Link, nursery: trio.Nursery, *, sealer: Sealer = SEALER) -> SealedMemory:
+    """Return what one process shares for a minute after its last use."""
+    return SealedMemory(await open_client(link, nursery), sealer, "m", seconds=60.0)
 
 
 class SettledRateLimits(RedisRateLimits):

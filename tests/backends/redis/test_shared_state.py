@@ -6,16 +6,21 @@ from dataclasses import replace
 import pytest
 import trio
 
+from qproxy import cli
+from qproxy import config as configuration
 from qproxy.access.api_keys import ApiKeyStoreError
 from qproxy.backends.api_keys import has_api_keys
 from qproxy.backends.factory import open_backends, reopen_api_keys
 from qproxy.backends.local import key_file
-from qproxy.backends.shared_commands import import_api_keys, with_api_keys
+from qproxy.backends.shared_commands import import_api_keys, with_api_keys, with_stores
 from qproxy.bootstrap.models import package_catalog
 from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.diagnostics.shared_state import check_shared_state
+from qproxy.server.conversation_store import Conversation
+from qproxy.server.response_store import StoredResponse
+from tests.backends.redis.members import KEY
 from tests.backends.redis.test_limits import REQUEST, key
 from tests.helpers import accounts
 
@@ -51,6 +56,44 @@ async def test_what_a_process_has_not_sent_is_sent_at_its_end(valkey, caplog):
     text = " ".join(record.getMessage() for record in caplog.records)
     assert "API keys, their rate limits and budgets" in text
     assert text.partition("; local: ")[2].startswith("accounts' cooldowns")
+
+
+def test_a_key_is_purged_on_the_server(valkey, tmp_path, monkeypatch, capsys):
+    """`qproxy purge` deletes responses, conversations and runs of a key there, and of no other one."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    (tmp_path / "seal").write_text(KEY)
+    (tmp_path / "qproxy.toml").write_text(
+        f'ledger = "none"\nshared_state = "unix://{valkey.path}"\nshared_state_timeout = 5.0\n'
+        f'shared_state_key_file = "{tmp_path}/seal"\n'
+        "[[accounts]]\nname = 'one'\nkey = 'sk-x'\n"
+    )
+    config = configuration.load(path=str(tmp_path / "qproxy.toml"))
+
+    async def create(keys):
+        return {name: (await keys.create(name=name))[0].digest for name in ("bob", "amy")}
+
+    owners = trio.run(with_api_keys, config, create)
+
+    async def fill(stores):
+        for owner in owners.values():
+            await stores.responses.save(StoredResponse("r", owner, None, {"output": []}, []))
+            await stores.conversations.create(Conversation("c", owner, 1, {}), [])
+            await stores.response_runs.start(owner, "r", [], 30.0)
+
+    trio.run(with_stores, config, fill)
+    before = set(valkey.execute("KEYS", "q1:{[rce]:*}"))
+    assert cli.main(["purge", "--key", "bob", "--config", str(tmp_path / "qproxy.toml")]) == 0
+    assert "Deleted 1 responses" in capsys.readouterr().out
+    left = set(valkey.execute("KEYS", "q1:{[rce]:*}"))
+    assert len(before) == 12
+    assert len(left) == 6
+
+    async def read(stores):
+        return await stores.responses.get(owners["amy"], "r"), await stores.conversations.get(
+            owners["amy"], "c"
+        )
+
+    assert trio.run(with_stores, config, read)
 
 
 async def test_without_the_setting_nothing_changes():

@@ -1,0 +1,142 @@
+"""Small sealed values for a time after their last use, behind what each process remembers itself.
+
+Nothing depends on them: while the server cannot be used, no value is there. A value is asked for once, and
+renewed while a process uses its own copy of it, without waiting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.connection import Argument
+from qproxy.backends.redis.errors import RedisError
+from qproxy.backends.redis.records import RecordCipher
+from qproxy.backends.redis.sealing import Sealer, SealError
+from qproxy.wire import json_codec
+
+MAX_VALUE = 256 * 1024
+"""Bytes of a value as it is stored; a larger one stays in its process."""
+MAX_NAMES = 50_000
+"""Names of which a process knows that they need no command; the oldest is forgotten."""
+RENEWALS = 4
+"""How often a value is renewed within the time that it is kept."""
+log = logging.getLogger("qproxy.backends")
+
+
+class SealedMemory:
+    """The values of one kind."""
+
+    def __init__(
+        self,
+        client: RedisClient,
+        sealer: Sealer,
+        kind: str,
+        *,
+        seconds: float,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        """`kind` is part of the keys; `seconds` is how long a value is kept after its last use."""
+        self._client = client
+        self._cipher = RecordCipher(sealer)
+        self._kind = kind
+        self._seconds = seconds
+        self._clock = clock
+        self._quiet_until: OrderedDict[str, float] = OrderedDict()
+        self._warned = False
+
+    def __repr__(self) -> str:
+        return f"<SealedMemory {self._kind} {self._client!r}>"
+
+    async def save(self, name: str, data: bytes) -> None:
+        """Save a value, if the server can be used and the value is not too large."""
+        sealed = await self._cipher.seal(data, self._key(name))
+        if len(sealed) <= MAX_VALUE:
+            self._silence(name, self._seconds / RENEWALS)
+            await self._request([("SET", self._key(name), sealed, "EX", self._expiry)])
+
+    async def load(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Return the values that there are, of names that this process has not asked for lately."""
+        names = [name for name in names if self._is_due(name)]
+        replies = await self._request([("GETEX", self._key(name), "EX", self._expiry) for name in names])
+        found = {}
+        for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, RedisError):
+                continue
+            self._silence(name, self._seconds if reply is None else self._seconds / RENEWALS)
+            if reply is not None and (data := await self._open(name, reply)) is not None:
+                found[name] = data
+        return found
+
+    def renew(self, names: Sequence[str]) -> None:
+        """Keep values that this process has used from its own memory. Never waits."""
+        for name in names:
+            if self._is_due(name):
+                self._silence(name, self._seconds / RENEWALS)
+                try:
+                    self._client.send(("EXPIRE", self._key(name), self._expiry), lambda reply: None)
+                except RedisError:
+                    return
+
+    async def _open(self, name: str, sealed: bytes) -> bytes | None:
+        try:
+            return await self._cipher.open(sealed, self._key(name))
+        except SealError as error:
+            if not self._warned:
+                log.warning("shared state: %s", error)
+            self._warned = True
+            return None
+
+    async def _request(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Return the replies to commands that are sent together; a RedisError where there is none."""
+        if not commands:
+            return []
+        replies: list[Any] = [RedisError("no reply")] * len(commands)
+        done = trio.Event()
+        left = len(commands)
+
+        def receive(index: int, reply: Any) -> None:
+            nonlocal left
+            replies[index], left = reply, left - 1
+            if not left:
+                done.set()
+
+        with trio.move_on_after(self._client.timeout):
+            if self._client.is_starting:
+                await self._client.wait_connected()
+            for index, command in enumerate(commands):
+                try:
+                    self._client.send(command, partial(receive, index))
+                except RedisError as error:
+                    receive(index, error)
+            await done.wait()
+        return [*replies]
+
+    def _is_due(self, name: str) -> bool:
+        return self._quiet_until.get(name, 0.0) <= self._clock()
+
+    def _silence(self, name: str, seconds: float) -> None:
+        """Send nothing for a name for some time."""
+        self._quiet_until[name] = self._clock() + seconds
+        self._quiet_until.move_to_end(name)
+        if len(self._quiet_until) > MAX_NAMES:
+            self._quiet_until.popitem(last=False)
+
+    @property
+    def _expiry(self) -> int:
+        return max(1, round(self._seconds))
+
+    def _key(self, name: str) -> str:
+        return f"{self._client.prefix}:{{{self._kind}:{name}}}"
+
+
+def value_name(*parts: object) -> str:
+    """Return the name of a value on the server, a digest: parts are clients' texts."""
+    return hashlib.sha256(json_codec.dumps(parts)).hexdigest()[:32]
