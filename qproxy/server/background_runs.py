@@ -36,6 +36,10 @@ RENEW_SECONDS = 1.0
 """Seconds between two renewals, and until a run learns of its cancellation by another process."""
 BATCH_SECONDS = 0.1
 """Seconds for which events are collected before they are stored."""
+WAIT_STATUSES = (429, 503)
+"""Statuses of errors that end by themselves: rate limits, and limits of concurrent requests."""
+MIN_WAIT, MAX_WAIT = 1.0, 60.0
+"""Seconds that a queued response waits for an account; one that reports a longer wait fails it."""
 RETRY_AFTER = 5.0
 log = logging.getLogger("qproxy.server")
 
@@ -130,9 +134,9 @@ class BackgroundRun:
 
     async def _pull(self, context: RequestContext) -> None:
         record, encoder = context.record, self._encoder
-        self._add(encoder.begin())
-        answer = await self._start()
+        answer = await self._open()
         del self._start  # it has the prompt
+        self._add(encoder.begin())
         record.first_byte = record.seconds
         while events := await answer.receive():
             record_events(record, events)
@@ -140,6 +144,22 @@ class BackgroundRun:
         record.response_started = record.seconds
         record.outcome = "upstream_truncated" if record.error else "ok"
         self._add(encoder.close())
+
+    async def _open(self) -> EventStream:
+        """Open the response. It stays queued while every account is at its limits, for a moment at a time."""
+        while True:
+            try:
+                return await self._start()
+            except QproxyError as error:
+                wait = error.retry_after
+                if (
+                    not error.should_retry
+                    or error.status not in WAIT_STATUSES
+                    or wait is None
+                    or wait > MAX_WAIT
+                ):
+                    raise
+                await trio.sleep(max(wait, MIN_WAIT))
 
     def _fail(self, error: Exception, context: RequestContext) -> None:
         if not isinstance(error, QproxyError):

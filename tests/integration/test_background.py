@@ -17,7 +17,7 @@ from qproxy.emulator.faults import DONE, chunk
 from qproxy.server.background_runs import LEASE_SECONDS
 from qproxy.server.stream_recorder import StreamRecorder
 from tests.backends.fakes import Fakes
-from tests.helpers import MODEL, leftovers, world
+from tests.helpers import MODEL, accounts, leftovers, world
 from tests.integration.test_conversations import sdk, send
 from tests.openai_types import judge, refusal
 from tests.server.test_in_process import SDK
@@ -226,6 +226,22 @@ async def test_the_number_of_runs_is_limited(autojump_clock):
         assert head["retry-after"] == "5"
         await trio.sleep(61)
         assert (await send(w, "POST", PATH, ASK))[0] == 200
+
+
+async def test_a_response_stays_queued_while_accounts_are_busy(autojump_clock):
+    """A response in the background waits for an account longer than queue_timeout, and can be cancelled."""
+    async with world(accounts=accounts("one", max_in_flight=1), queue_timeout=1.0) as w:
+        w.emulator.script(slow(), slow(1.0))
+        ids = [(await send(w, "POST", PATH, ASK))[1]["id"] for _ in range(3)]
+        await trio.sleep(30)
+        statuses = [(await send(w, "GET", f"{PATH}/{id_}"))[1]["status"] for id_ in ids]
+        assert sorted(statuses) == ["in_progress", "queued", "queued"]
+        waiting = next(id_ for id_, status in zip(ids, statuses, strict=True) if status == "queued")
+        assert (await send(w, "POST", f"{PATH}/{waiting}/cancel"))[1]["status"] == "cancelled"
+        for id_ in ids:
+            await until_status(w, id_, "cancelled" if id_ == waiting else "completed")
+        assert len(w.emulator.requests) == 2
+        assert w.sound()
 
 
 async def test_a_background_response_is_stored():
