@@ -60,6 +60,7 @@ FOREIGN = {
 # All others get their settings as arguments.
 READ_SETTINGS = (
     "backends/api_keys.py",
+    "backends/credentials.py",
     "backends/factory.py",
     "backends/ledgers.py",
     "backends/sealing.py",

@@ -18,8 +18,16 @@ class StorageError(Exception):
     """The store cannot be used; the message has the reason and no token."""
 
 
-class LockTimeout(StorageError):
+class RefreshForbidden(StorageError):
+    """This process must not send the refresh token now: another one may be doing so, or may have done so."""
+
+
+class LockTimeout(RefreshForbidden):
     """Another process has had exclusive access for too long."""
+
+
+class RefreshTokenUsed(RefreshForbidden):
+    """The refresh token must never be sent again."""
 
 
 class PendingWrite(Protocol):
@@ -29,8 +37,12 @@ class PendingWrite(Protocol):
         """Replace the stored tokens."""
         ...
 
+    async def reject(self) -> None:
+        """Record that the identity server has rejected the refresh token."""
+        ...
+
     async def discard(self) -> None:
-        """Release the room, whether it was used or not."""
+        """Release the room, whether it was used or not; nothing else can come of the refresh token."""
         ...
 
 
@@ -54,9 +66,12 @@ class CredentialStore(Protocol):
         """Keep other processes from writing for the time of a block. Raises LockTimeout."""
         ...
 
-    async def prepare_write(self, refresh_token: str) -> PendingWrite:
-        """Make room for the tokens that this refresh token is about to be exchanged for, inside
-        `exclusive`."""
+    async def prepare_write(self, refresh_token: str, *, urgent: bool = False) -> PendingWrite:
+        """Make room for the tokens that this refresh token, if any, is about to be exchanged for, inside
+        `exclusive`.
+
+        `urgent`: the current token is about to expire. Raises RefreshForbidden if it must not be sent.
+        """
         ...
 
     async def save(self, tokens: TokenSet) -> None:

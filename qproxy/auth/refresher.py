@@ -22,7 +22,13 @@ from dataclasses import dataclass, field
 
 import trio
 
-from qproxy.auth.credential_store import CredentialStore, LockTimeout, PendingWrite, StorageError
+from qproxy.auth.credential_store import (
+    CredentialStore,
+    PendingWrite,
+    RefreshForbidden,
+    RefreshTokenUsed,
+    StorageError,
+)
 from qproxy.auth.device_flow import DeviceFlow
 from qproxy.auth.identity_client import IdentityClient
 from qproxy.auth.status import LoginStatus
@@ -182,8 +188,13 @@ class TokenRefresher:
                     return
                 pending = await self._prepare_write(stack, urgent)
                 if pending is not None or urgent:
-                    with trio.CancelScope(shield=True):  # bounded by the timeouts of HTTP and of the disk
-                        await self._exchange(pending)
+                    with trio.CancelScope(shield=True):  # bounded by the timeouts of HTTP and of the store
+                        await self._exchange(stack, pending)
+        except RefreshForbidden as error:
+            with suppress(StorageError):
+                await self._reload_stored()  # the other process may have refreshed
+            if self._refresh_due(forced) or not self._token_state.is_renewable():
+                self._record_failure(str(error))
         finally:
             self._token_state.refreshing = False
 
@@ -192,19 +203,24 @@ class TokenRefresher:
         try:
             await stack.enter_async_context(self.store.exclusive())
             await self._reload_stored()
-        except LockTimeout as error:
-            self._record_failure(str(error))
-            return False
+        except RefreshForbidden:
+            raise
         except StorageError as error:
             self._storage_failed(error, urgent)
             return urgent
         return True
 
     async def _prepare_write(self, stack: AsyncExitStack, urgent: bool) -> PendingWrite | None:
-        """Make room for the answer."""
+        """Make room for the answer. Raises RefreshForbidden."""
         assert self._token_state.tokens is not None
+        refresh_token = self._token_state.tokens.refresh_token
         try:
-            pending = await self.store.prepare_write(self._token_state.tokens.refresh_token)
+            pending = await self.store.prepare_write(refresh_token, urgent=urgent)
+        except RefreshTokenUsed:
+            self._token_state.rejected_refresh_token = refresh_token
+            raise
+        except RefreshForbidden:
+            raise
         except StorageError as error:
             self._storage_failed(error, urgent)
             return None
@@ -223,8 +239,9 @@ class TokenRefresher:
         if not urgent:
             self._token_state.postpone(trio.current_time(), self._jitter())
 
-    async def _exchange(self, pending: PendingWrite | None) -> None:
-        """Send the refresh token, and the stored one if this one turns out to be used up."""
+    async def _exchange(self, stack: AsyncExitStack, pending: PendingWrite | None) -> None:
+        """Send the refresh token, and the stored one if this one turns out to be used up. Raises
+        RefreshForbidden."""
         assert self._token_state.tokens is not None
         sent = self._token_state.tokens.refresh_token
         answer = await self._identity.refresh(sent)
@@ -232,12 +249,17 @@ class TokenRefresher:
             if self._token_state.is_usable(self.seconds_left()):
                 return
             sent = self._token_state.tokens.refresh_token
+            if pending is not None:
+                pending = await self._prepare_write(stack, urgent=True)
             answer = await self._identity.refresh(sent)
         if isinstance(answer, TokenResponse):
             await self._store_tokens(answer, sent, pending)
             return
         if isinstance(answer, GrantError):
             self._token_state.rejected_refresh_token = sent
+            if pending is not None:
+                with suppress(StorageError):
+                    await pending.reject()
         self._record_failure(answer.message)
 
     async def _store_has_newer(self, sent: str) -> bool:

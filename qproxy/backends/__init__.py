@@ -1,6 +1,7 @@
 """Storage of the state that several processes share. Callers import Protocols only, each beside its callers.
 
     factory    `open_backends(config)`: one member of each Protocol
+    credentials   tokens of accounts, by the settings
     ledgers    the usage ledger of the settings
     sealing    what seals texts for clients
     stores     what clients sent and got: responses, conversations, tool rounds, reasoning
@@ -18,7 +19,7 @@
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
     access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets
     accounts.shared_state.AccountStateStore  SqliteAccountState    accounts' cooldowns, quotas, rate limits
-    auth.credential_store.CredentialStore FileCredentials          tokens of logged-in accounts
+    auth.credential_store.CredentialStore FileCredentials          tokens of accounts (`RedisCredentials`)
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress
     server.response_store.ResponseStore   SqliteResponseStore      stored responses
     server.conversation_store.ConversationStore  SqliteConversations  conversations

@@ -20,26 +20,22 @@ from qproxy.access.rate_limits import RateLimitStore
 from qproxy.access.usage_limiter import UsageLimiter
 from qproxy.accounts.shared_state import AccountStateStore
 from qproxy.auth.background import RefreshTasks
-from qproxy.auth.credential_store import CredentialStore, StorageError
-from qproxy.auth.encryption import KeyringCipher
 from qproxy.auth.login_sessions import LoginSessions
 from qproxy.backends.backup import Backup
+from qproxy.backends.credentials import OpenCredentials, credential_opener, shared_credential_opener
 from qproxy.backends.ledgers import open_ledger
 from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.backends.local.audit import FileAuditLog
 from qproxy.backends.local.backup import restore_backup, write_backup
-from qproxy.backends.local.credential_file import CredentialFile
-from qproxy.backends.local.credential_lock import FileLock
-from qproxy.backends.local.credentials import FileCredentials
-from qproxy.backends.local.files import credential_path, databases, secret_files, shared_keys_copy
+from qproxy.backends.local.files import databases, secret_files, shared_keys_copy
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.backends.stores import open_reasoning, open_stores, open_tool_rounds, store_opener
 from qproxy.config import Config, data_dir
-from qproxy.config.accounts import AccountConfig, ConfigError
+from qproxy.config.accounts import ConfigError
 from qproxy.config.secret_files import read_secret
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
@@ -62,7 +58,6 @@ MAX_ADDRESSES = 20_000
 """Addresses with wrong secrets that one process counts, over all secrets."""
 DATABASE_ERROR: type[Exception] = sqlite3.Error
 """Raised for a broken or locked database."""
-OpenCredentials = Callable[[AccountConfig], CredentialStore]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -93,6 +88,8 @@ class Backends:
     ledger: UsageLedger | None
     """None if usage is not recorded."""
     audit: AuditLog
+    credential_opener: Callable[[Config], OpenCredentials] = credential_opener
+    """Opens stores of accounts for changed settings."""
     shared_state: SharedStateMonitor | None = None
     """None if no other machine shares anything."""
     startup: tuple[Callable[[], Awaitable[None]], ...] = ()
@@ -117,6 +114,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         startup.append(shared.key_table.wait_loaded)
     open_stores = store_opener(shared.stores)
     stores = open_stores(config)
+    credentials = shared_credential_opener(shared.client, shared.sealer)
     return replace(
         local,
         api_keys=api_keys,
@@ -124,6 +122,8 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         usage_limiter=shared.usage_limiter,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
+        credentials=credentials(config),
+        credential_opener=credentials,
         responses=stores.responses,
         conversations=stores.conversations,
         response_runs=stores.response_runs,
@@ -279,20 +279,6 @@ def open_account_state(config: Config) -> AccountStateStore | None:
     return None if path is None else SqliteAccountState(path)
 
 
-def credential_opener(config: Config) -> OpenCredentials:
-    """Return what opens the credential stores of accounts. It raises ConfigError if there is no keyring."""
-
-    def open_credentials(account: AccountConfig) -> CredentialStore:
-        path, shared = credential_path(account), account.credentials is not None
-        cipher = (
-            _cipher() if config.encrypt_credentials and not shared else None
-        )  # qwen-code's format otherwise
-        file = CredentialFile(path, shared=shared, cipher=cipher)
-        return FileCredentials(file, FileLock(path, shared=shared))
-
-    return open_credentials
-
-
 def back_up(home: Path, archive: Path, *, force: bool, now: float) -> Backup:
     """Back up a data directory to a file. Raises BackupError."""
     return write_backup(home, archive, force=force, now=now)
@@ -317,10 +303,3 @@ def _rate_limits(path: str | None, max_subjects: float) -> RateLimitStore:
 
 def _path(setting: str | None) -> Path | None:
     return Path(setting) if setting else None
-
-
-def _cipher() -> KeyringCipher:
-    try:
-        return KeyringCipher()
-    except StorageError as error:
-        raise ConfigError(str(error)) from None

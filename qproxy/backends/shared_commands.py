@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from qproxy.access.api_keys import ApiKeyStore, ApiKeyStoreError
+from qproxy.auth.credential_store import CredentialStore, StorageError
+from qproxy.backends.credentials import OpenCredentials, credential_opener, shared_credential_opener
 from qproxy.backends.factory import (
     SharedStateFailure,
     open_api_keys,
@@ -24,7 +26,7 @@ from qproxy.backends.factory import (
 from qproxy.backends.local import key_file
 from qproxy.backends.stores import open_stores, store_opener
 from qproxy.config import Config
-from qproxy.config.accounts import ConfigError
+from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.server.response_store import ResponseStoreError
 from qproxy.server.stores import ResponseStores
 
@@ -38,19 +40,19 @@ T = TypeVar("T")
 async def with_client(config: Config, act: Callable[[RedisClient], Awaitable[T]]) -> T:
     """Return the result of an action. Raises SharedStateFailure without a connection, ConfigError."""
     client = open_redis_client(config)
+    from qproxy.backends.redis.errors import RedisError
+    from qproxy.backends.redis.report import connection_of
+
     result: list[T] = []
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.run)
-        try:
-            with trio.fail_after(2 * config.shared_state_connect_timeout):
-                await client.wait_connected()
-            result.append(await act(client))
-        except trio.TooSlowError:
-            failure = SharedStateFailure(f"shared_state cannot be used: {client.failure}.")
-        except Exception as error:  # a nursery would wrap it
-            failure = error
-        nursery.cancel_scope.cancel()
+    try:
+        async with connection_of(client, 2 * config.shared_state_connect_timeout):
+            try:
+                result.append(await act(client))
+            except Exception as error:  # the context would put it into a group
+                failure = error
+    except RedisError as error:
+        failure = failure or SharedStateFailure(f"shared_state cannot be used: {error}.")
     if failure is not None:
         raise failure
     return result[0]
@@ -104,6 +106,113 @@ async def import_api_keys(config: Config) -> tuple[int, int]:
         raise ConfigError("shared_state and keys_file must be set.")
     keys = key_file.read(Path(config.keys_file))
     return await _with_key_table(config, lambda table: table.merge(keys)), len(keys)
+
+
+async def with_credentials(
+    config: Config, account: AccountConfig, act: Callable[[CredentialStore], Awaitable[T]]
+) -> T:
+    """Return the result of an action on an account's tokens. Raises StorageError, ConfigError."""
+    if config.shared_state is None:
+        return await act(credential_opener(config)(account))
+
+    async def open_and_act(client: RedisClient) -> T:
+        return await act(shared_credential_opener(client, open_sealer(config))(config)(account))
+
+    try:
+        return await with_client(config, open_and_act)
+    except SharedStateFailure as error:
+        raise StorageError(str(error)) from None
+
+
+async def with_shared_accounts(
+    config: Config, act: Callable[[OpenCredentials], Awaitable[T]], *, connect: bool
+) -> T:
+    """Return the result of an action on accounts, whether or not the server can be used.
+
+    Raises ConfigError; without `connect`, this machine's copies are used.
+    """
+    client = open_redis_client(config)
+    open_credentials = shared_credential_opener(client, open_sealer(config))(config)
+    if not connect:
+        return await act(open_credentials)
+    result: list[T] = []
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        try:
+            result.append(await act(open_credentials))
+        except Exception as error:  # the nursery would put it into a group
+            failure = error
+        with trio.CancelScope(shield=True):
+            await client.presence.end()
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result[0]
+
+
+async def import_credentials(config: Config, account: AccountConfig) -> bool:
+    """Move an account's tokens from this machine's file to shared state; return whether there were any.
+
+    The file is removed: its refresh token is used up by the first refresh. Raises StorageError, also if the
+    account is logged in there; ConfigError.
+    """
+    file = credential_opener(config)(account)
+
+    async def move(store: CredentialStore) -> bool:
+        async with file.exclusive():
+            tokens = await file.load()
+            if tokens is None:
+                return False
+            if await store.load() is not None:
+                raise StorageError(
+                    f"account {account.name} is logged in in shared_state; to use its login, remove "
+                    f"{file.location}."
+                )
+            await store.save(tokens)
+        return await file.remove()
+
+    if await file.version() is None:
+        return False
+    return await with_credentials(config, account, move)
+
+
+async def export_credentials(config: Config, account: AccountConfig) -> bool:
+    """Move an account's tokens from shared state to this machine's file; return whether there were any.
+
+    Raises StorageError, ConfigError.
+    """
+    file = credential_opener(config)(account)
+
+    async def move(store: CredentialStore) -> bool:
+        tokens = await store.load()
+        if tokens is None:
+            return False
+        await file.save(tokens)
+        return await store.remove()
+
+    return await with_credentials(config, account, move)
+
+
+async def reseal_credentials(config: Config, account: AccountConfig) -> bool:
+    """Seal an account's tokens with the first key; return whether there were any.
+
+    Raises StorageError, ConfigError.
+    """
+
+    async def reseal(store: CredentialStore) -> bool:
+        async with store.exclusive():
+            tokens = await store.load()
+            if tokens is None:
+                return False
+            pending = await store.prepare_write("")
+            try:
+                await pending.commit(tokens)
+            finally:
+                await pending.discard()
+        return True
+
+    return await with_credentials(config, account, reseal)
 
 
 async def _with_key_table(config: Config, act: Callable[[KeyTable], Awaitable[T]]) -> T:

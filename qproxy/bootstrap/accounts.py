@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qproxy.accounts import Account
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.auth import CredentialSource, StaticKey
-from qproxy.backends.factory import OpenCredentials
+from qproxy.backends.credentials import OpenCredentials
 from qproxy.bootstrap import auth, telemetry
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig

@@ -12,10 +12,7 @@ from dataclasses import replace
 import trio
 
 from qproxy.accounts import Account
-from qproxy.backends.factory import (
-    credential_opener,
-    reopen_api_keys,
-)
+from qproxy.backends.factory import reopen_api_keys
 from qproxy.bootstrap import auth, limits, state, telemetry, transport
 from qproxy.bootstrap.accounts import build_account
 from qproxy.bootstrap.models import build_catalog
@@ -120,7 +117,7 @@ def _renew_accounts(
 ) -> tuple[Account, ...]:
     """Return the accounts of the settings: the running one where its table is the same, otherwise a new
     one."""
-    known, open_credentials = before.all_accounts(), credential_opener(config)
+    known, open_credentials = before.all_accounts(), previous.credential_opener(config)
     running = dict(zip((entry.name for entry in known), previous.pool_settings.accounts, strict=True))
     return tuple(
         running[entry.name]

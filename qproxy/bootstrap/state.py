@@ -127,6 +127,7 @@ def build_state(
         open_stores=backends.open_stores,
         background_runs=BackgroundRuns(),
         stream_recorder=stream_recorder,
+        credential_opener=backends.credential_opener,
         refresh_tasks=refresh_tasks,
         login_sessions=backends.login_sessions(refresh_tasks),
         in_flight=InFlightRequests(),

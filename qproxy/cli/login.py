@@ -16,6 +16,7 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.auth import OAuthSource
+from qproxy.auth.credential_store import CredentialStore
 from qproxy.auth.device_flow import DeviceFlow, LoginProgress
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
@@ -57,14 +58,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.backends.factory import credential_opener
+    from qproxy.backends.shared_commands import with_credentials
     from qproxy.bootstrap import auth
 
     config = configuration.load(path=arguments.config)
     account = select_account(config.accounts, arguments.account)
-    source = auth.build_oauth_source(account, config, credential_opener(config)(account))
     print_note(f"Note: {FREE_TIER_ENDED}")
-    progress = trio.run(_log_in, source, not arguments.no_browser)
+
+    async def log_in(store: CredentialStore) -> tuple[str, LoginProgress]:
+        source = auth.build_oauth_source(account, config, store)
+        return store.location, await _log_in(source, not arguments.no_browser)
+
+    location, progress = trio.run(with_credentials, config, account, log_in)
     if progress.state == "cancelled":
         print_error("interrupted; nothing was saved.")
         return INTERRUPTED
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_error(progress.message)
         return 1
     record_change(config, AuditEntry(current_actor(), "account.login", account.name, "tokens saved"))
-    print_result(f"Logged in to account {account.name}; tokens saved in {source.refresher.store.location}.")
+    print_result(f"Logged in to account {account.name}; tokens saved in {location}.")
     if config.accounts and account not in config.accounts:
         print_note(
             f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"'

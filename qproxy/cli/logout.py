@@ -7,6 +7,7 @@ import argparse
 import trio
 
 from qproxy import config as configuration
+from qproxy.auth.credential_store import CredentialStore
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.login import select_account
@@ -36,17 +37,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.backends.factory import credential_opener
+    from qproxy.backends.shared_commands import with_credentials
 
     config = configuration.load(path=arguments.config)
     account = select_account(config.accounts, arguments.account)
-    store = credential_opener(config)(account)
-    if not trio.run(store.remove):
-        print_error(f"account {account.name} is not logged in (no {store.location}).")
+    location, removed = trio.run(with_credentials, config, account, _remove)
+    if not removed:
+        print_error(f"account {account.name} is not logged in (no tokens in {location}).")
         return 1
     record_change(config, AuditEntry(current_actor(), "account.logout", account.name, "tokens deleted"))
-    print_result(f"Logged out of account {account.name}; deleted {store.location}.")
+    what = location if config.shared_state is None else f"its tokens in {location}"
+    print_result(f"Logged out of account {account.name}; deleted {what}.")
     if account.credentials is not None:
         print_note("Other programs that use this file are logged out as well.")
     print_note("Qwen offers no token revocation: copies of the token remain valid until it expires.")
     return 0
+
+
+async def _remove(store: CredentialStore) -> tuple[str, bool]:
+    return store.location, await store.remove()

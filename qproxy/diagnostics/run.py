@@ -15,10 +15,13 @@ import trio
 
 from qproxy.accounts.shared_state import AccountState, StateStoreError
 from qproxy.backends.api_keys import has_api_keys
-from qproxy.backends.factory import open_account_state
+from qproxy.backends.credentials import OpenCredentials
+from qproxy.backends.factory import open_account_state, open_backends
+from qproxy.backends.shared_commands import with_shared_accounts
 from qproxy.bootstrap import transport as transport_setup
 from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.state import build_state
+from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
 from qproxy.config.ledger import NO_LEDGER
 from qproxy.diagnostics import system
@@ -38,8 +41,22 @@ RESPONSE_SECONDS = 30.0
 
 async def run_checks(config: Config, home: Path, file: str | None, *, offline: bool = False) -> list[Finding]:
     """Check a configuration; `offline` makes no connections. Raises ConfigError if it is invalid."""
-    sandbox = SystemSandbox()
     config.check(has_api_keys)
+    if config.shared_state is None:
+        return await _run_checks(config, home, file, offline, None)
+    return await with_shared_accounts(
+        config, partial(_run_checks, config, home, file, offline), connect=not offline
+    )
+
+
+async def _run_checks(
+    config: Config,
+    home: Path,
+    file: str | None,
+    offline: bool,
+    open_credentials: OpenCredentials | None,
+) -> list[Finding]:
+    sandbox = SystemSandbox()
     isolated = replace(
         short_timeouts(config),
         account_state_file=None,
@@ -49,7 +66,10 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         store_responses=False,
         tracing=False,
     )
-    state = build_state(isolated, sandbox=sandbox)
+    backends = open_backends(isolated, build_pricing(isolated, build_catalog(isolated.model_rows)))
+    if open_credentials is not None:
+        backends = replace(backends, credentials=open_credentials)
+    state = build_state(isolated, sandbox=sandbox, backends=backends)
     try:
         entries = config.all_accounts()
         source = file or "no configuration file"

@@ -19,6 +19,7 @@ from qproxy.access.usage_limiter import UsageLimiter
 from qproxy.accounts.condition import AccountCondition
 from qproxy.accounts.pool import PoolSettings
 from qproxy.auth.background import RefreshTasks
+from qproxy.auth.credential_store import CredentialStore
 from qproxy.auth.login_sessions import LoginSessions
 from qproxy.http_server.limits import HttpServerLimits
 from qproxy.ledger import Pricing, UsageLedger
@@ -140,6 +141,8 @@ class ServerState:
     """The responses that this process generates in the background."""
     stream_recorder: StreamRecorder
     """Saves the events of stored responses that are streamed."""
+    credential_opener: Callable[[Any], Callable[[Any], CredentialStore]]
+    """Opens the stores of accounts' tokens for changed settings."""
     refresh_tasks: RefreshTasks
     login_sessions: LoginSessions
 

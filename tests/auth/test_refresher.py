@@ -11,7 +11,7 @@ from qproxy.auth.credential_store import StorageError
 from qproxy.auth.refresh_schedule import MAX_BACKOFF, backoff, plan_refresh
 from qproxy.auth.refresher import RELOAD_INTERVAL
 from qproxy.auth.token_state import FORCE_WINDOW, MAX_FORCED
-from qproxy.backends.factory import credential_opener
+from qproxy.backends.credentials import credential_opener
 from qproxy.backends.local import credential_file
 from qproxy.bootstrap import auth
 from qproxy.config import Config

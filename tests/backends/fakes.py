@@ -276,7 +276,7 @@ class FakeCredentials:
         async with self._lock:
             yield
 
-    async def prepare_write(self, refresh_token: str) -> FakePendingWrite:
+    async def prepare_write(self, refresh_token: str, *, urgent: bool = False) -> FakePendingWrite:
         await trio.lowlevel.checkpoint()
         return FakePendingWrite(self)
 
@@ -302,6 +302,9 @@ class FakePendingWrite:
     async def commit(self, tokens: TokenSet) -> None:
         await trio.lowlevel.checkpoint()
         self.store.replace(tokens)
+
+    async def reject(self) -> None:
+        pass
 
     async def discard(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -58,6 +58,7 @@ from tests.auth.helpers import in_place, signed
 from tests.backends import fakes
 from tests.backends.redis import members as engine
 from tests.backends.redis.link import Link
+from tests.backends.redis.machines import open_credentials
 from tests.backends.redis.process import open_api_keys
 from tests.telemetry.factories import record
 
@@ -483,8 +484,15 @@ async def test_slots_of_an_account_are_counted_over_processes(account_states):
 # Credentials
 
 
-@pytest.fixture
-def credential_stores(member, tmp_path) -> tuple[CredentialStore, CredentialStore]:
+@pytest.fixture(params=["fake", "local", "redis"])
+async def credential_stores(
+    request, tmp_path, nursery, autojump_clock
+) -> tuple[CredentialStore, CredentialStore]:
+    member = request.param
+    if member == "redis":
+        server = request.getfixturevalue("valkey")
+        machines = [await open_credentials(server, nursery, tmp_path / name) for name in ("a", "b")]
+        return machines[0], machines[1]
     if member == "fake":
         fake = fakes.FakeCredentials()
         return fake, fake
@@ -837,6 +845,7 @@ def test_sql_is_confined_to_the_local_backends():
     }
     assert found == {
         "backends/api_keys.py",
+        "backends/credentials.py",
         "backends/factory.py",
         "backends/stores.py",
         "backends/ledgers.py",

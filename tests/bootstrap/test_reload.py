@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 import pytest
 import trio
 
-from qproxy.backends import factory, stores
+from qproxy.backends import stores
+from qproxy.backends.credentials import credential_opener
 from qproxy.bootstrap import auth, reload, state, tools, transport
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
@@ -37,6 +38,7 @@ KEPT = {
     "refresh_tasks", "prober", "audit",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
     "startup", "background_runs", "stream_recorder", "open_stores", "shared_state",
+    "credential_opener",
 }  # fmt: skip
 """Parts that live as long as the server."""
 
@@ -121,7 +123,7 @@ async def test_every_setting_reaches_the_server():
         ),
         (
             lambda config: auth.build_oauth_source(
-                LOGIN, config, factory.credential_opener(config)(LOGIN), trio.open_tcp_stream
+                LOGIN, config, credential_opener(config)(LOGIN), trio.open_tcp_stream
             ),
             auth.SETTINGS,
         ),

@@ -55,6 +55,13 @@ class CredentialFile:
 
     def load(self) -> TokenSet | None:
         """Return the tokens; None if there is no file, or none in it."""
+        data = self.read()
+        if data is None:
+            return None
+        return credential_format.load(self._cipher.decrypt(data) if self._cipher is not None else data)
+
+    def read(self) -> bytes | None:
+        """Return the content, None if there is no file."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -62,14 +69,13 @@ class CredentialFile:
         except OSError as error:
             raise self._storage_error("cannot be read", error) from None
         try:
-            data = self._parse(fd)
+            return self._read(fd)
         except OSError as error:
             raise self._storage_error("cannot be read", error) from None
         finally:
             os.close(fd)
-        return credential_format.load(self._cipher.decrypt(data) if self._cipher is not None else data)
 
-    def _parse(self, fd: int) -> bytes:
+    def _read(self, fd: int) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StorageError(f"{self.path} is not a regular file.")
         pieces = []
@@ -152,9 +158,12 @@ class PendingFile:
 
     def commit(self, tokens: TokenSet) -> None:
         """Write the tokens and replace the file."""
+        self.write(self._file.encrypted(tokens))
+
+    def write(self, data: bytes) -> None:
+        """Write the content and replace the file."""
         assert self._path is not None
         try:
-            data = self._file.encrypted(tokens)
             os.lseek(self._fd, 0, os.SEEK_SET)
             _write(self._fd, data)
             os.ftruncate(self._fd, len(data))

@@ -40,7 +40,7 @@ class FileCredentials:
         async with locked(self._lock, self._run):
             yield
 
-    async def prepare_write(self, refresh_token: str) -> _PendingWrite:
+    async def prepare_write(self, refresh_token: str, *, urgent: bool = False) -> _PendingWrite:
         return _PendingWrite(await self._run(self.file.prepare_write), self._run)
 
     async def save(self, tokens: TokenSet) -> None:
@@ -64,6 +64,9 @@ class _PendingWrite:
 
     async def commit(self, tokens: TokenSet) -> None:
         await self._run(self._file.commit, tokens)
+
+    async def reject(self) -> None:
+        """Do nothing: every process of the machine finds out by itself."""
 
     async def discard(self) -> None:
         await self._run(self._file.discard)

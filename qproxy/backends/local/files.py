@@ -12,6 +12,7 @@ from qproxy.config.ledger import is_database_url, ledger_file
 
 CREDENTIAL_FILE = "oauth_creds.json"
 """qwen-code's name for it."""
+CREDENTIAL_COPY = "shared_creds.json"
 
 
 def credential_path(account: AccountConfig) -> Path:
@@ -20,6 +21,11 @@ def credential_path(account: AccountConfig) -> Path:
         return data_dir() / "accounts" / account.name / CREDENTIAL_FILE
     path = Path(account.credentials).expanduser()
     return path if path.suffix == ".json" else path / CREDENTIAL_FILE
+
+
+def credential_copy_path(account: AccountConfig) -> Path:
+    """Return the copy of the account's tokens in `shared_state`."""
+    return data_dir() / "accounts" / account.name / CREDENTIAL_COPY
 
 
 def shared_keys_copy(config: Config) -> Path | None:
@@ -45,7 +51,9 @@ def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
         yield "key of compaction items", Path(config.compaction_key_file).expanduser()
     for account in config.accounts:
         if account.kind == "oauth":
-            yield f"tokens of {account.name}", credential_path(account)
+            shared = config.shared_state is not None
+            path = credential_copy_path(account) if shared else credential_path(account)
+            yield f"tokens of {account.name}", path
 
 
 def databases(config: Config) -> Iterator[tuple[str, Path]]:

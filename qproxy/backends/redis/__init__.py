@@ -23,6 +23,7 @@
     memory, tool_rounds, reasoning   ToolRoundStore, ReasoningStore: small values that may be lost
     stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
+    credentials    CredentialStore
     sealing        encryption of what the server must not read
     shared_state   all members of a process
     monitor        metrics and the list of processes, for operators

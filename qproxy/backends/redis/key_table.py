@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,23 @@ log = logging.getLogger("qproxy.backends")
 class KeyTable:
     """The copy of one process, which `run` keeps current."""
 
-    def __init__(self, client: RedisClient, path: Path | None, *, start_with_copy: bool = True) -> None:
-        """`path`: the copy on the disk; `start_with_copy`: use it until the server has been read."""
+    def __init__(
+        self,
+        client: RedisClient,
+        path: Path | None,
+        *,
+        start_with_copy: bool = True,
+        run: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync,
+    ) -> None:
+        """`path`: the copy on the disk; `start_with_copy`: use it until the server has been read; `run` runs
+        blocking calls."""
         self.keys: tuple[ApiKey, ...] = ()
         self.loaded = trio.Event()
         """Set once there are keys of the server, or of the copy."""
         self._client = client
         self._key = f"{client.prefix}:{{keys}}"
         self._path = path
+        self._run = run
         self._version = -1
         """As of the last read; negative before the first one."""
         self._known_version = 0
@@ -165,7 +174,7 @@ class KeyTable:
         copy = {VERSION: self._version, INSTALLATION: self._installation}
         data = json_codec.dumps({**copy, "keys": [api_keys.to_json(key) for key in self.keys]})
         try:
-            await trio.to_thread.run_sync(replace_private_file, self._path, data)
+            await self._run(replace_private_file, self._path, data)
         except OSError as error:
             log.warning("cannot write the copy of API keys: %s: %s", self._path, error.strerror)
 

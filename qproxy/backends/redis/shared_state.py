@@ -13,6 +13,7 @@ import trio
 from qproxy.access.grants import GrantStore
 from qproxy.backends.redis import stores
 from qproxy.backends.redis.client import RedisClient
+from qproxy.backends.redis.credentials import CREDENTIALS
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.monitor import RedisMonitor
@@ -28,12 +29,15 @@ from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
 SHARED = "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions"
-LOCAL = "accounts' cooldowns and rate limits, tokens of logged-in accounts, logins in progress, audit log"
+LOCAL = "accounts' cooldowns and rate limits, logins in progress, audit log"
 """What each machine, or process, still has of its own."""
-SEALED = "stored responses, conversations, background responses, tool rounds, reasoning"
+SEALED = (
+    "tokens of logged-in accounts, stored responses, conversations, background responses, tool rounds, "
+    "reasoning"
+)
 """What is shared with a `shared_state_key_file`, and local without one."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, GRANTS, API_KEYS, PERMISSIONS, *stores.SCRIPTS)
+SCRIPTS = (LIMITS, GRANTS, API_KEYS, CREDENTIALS, PERMISSIONS, *stores.SCRIPTS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -54,7 +58,7 @@ class SharedState:
         """`client` has `SCRIPTS`; `grants` is this machine's own store; without `key_table` the only keys are
         those of the settings, and without `sealer` nothing that has to be sealed is shared.
         `outbox_directory` keeps changes of limits from one process to the next."""
-        self._client = client
+        self.client = client
         self.subscriber = Subscriber(client)
         self._outbox = Outbox(client, LIMITS, outbox_directory)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
@@ -63,11 +67,12 @@ class SharedState:
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
         self.grants = RedisGrants(client, grants)
+        self.sealer = sealer
         self.stores = None if sealer is None else RedisStores(client, sealer)
         self.monitor = RedisMonitor(client, self._count_unsettled)
 
     def __repr__(self) -> str:
-        return f"<SharedState {self._client!r}>"
+        return f"<SharedState {self.client!r}>"
 
     def _count_unsettled(self) -> int:
         return len(self._outbox) + sum(subjects.active for subjects in self._subjects)
@@ -77,7 +82,7 @@ class SharedState:
         shared, local = f"{SHARED}, {SEALED}", LOCAL
         if self.stores is None:
             shared, local = SHARED, f"{LOCAL}; without shared_state_key_file also {SEALED}"
-        log.info("shared state: in %s: %s; local: %s", self._client.address, shared, local)
+        log.info("shared state: in %s: %s; local: %s", self.client.address, shared, local)
         self._outbox.load()
         work = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
@@ -89,13 +94,13 @@ class SharedState:
                     for subjects in self._subjects:
                         await subjects.aclose()
                     self._outbox.save(entry for subjects in self._subjects for entry in subjects.unsettled())
-                    await self._client.presence.end()
+                    await self.client.presence.end()
                 work.cancel()
 
     async def _serve(self, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._client.run)
+                nursery.start_soon(self.client.run)
                 nursery.start_soon(self.subscriber.run)
                 if self.key_table is not None:
                     nursery.start_soon(self.key_table.run, self.subscriber)

@@ -16,6 +16,7 @@ from qproxy.backends.redis.api_keys import RedisApiKeys
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.wire.errors import AuthenticationError, InvalidKeyError, QproxyError
+from tests.auth.helpers import in_place
 from tests.backends.redis.link import Link
 from tests.backends.redis.process import start_client
 from tests.backends.redis.server import Exchange
@@ -26,7 +27,7 @@ KEY = "q1:{keys}"
 async def start(server, nursery, path=None, *, link=None, **arguments):
     """Return the keys of a new process, which reads their version each second: a link has no messages."""
     client = await start_client(link or Link(server), nursery, [API_KEYS], connected=link is None)
-    table = KeyTable(client, path, **arguments)
+    table = KeyTable(client, path, run=in_place, **arguments)
     nursery.start_soon(table.run, Subscriber(client))
     await table.wait_loaded()
     return RedisApiKeys(table, (), optional=False)
