@@ -31,7 +31,7 @@ FITTING_SHARE = 0.9
 """The share of the room in a context that a shortened prompt takes: its tokens are estimated."""
 DROPPED_PARAMS = (
     "response_format", "max_tokens", "max_completion_tokens", "stop", "n", "logprobs", "top_logprobs",
-    "verbosity",
+    "verbosity", "web_search_options", "enable_search", "search_options",
 )  # fmt: skip
 """Parameters of the response that do not apply to a summary."""
 
@@ -94,6 +94,7 @@ def summary_turn(turn: Turn) -> Turn:
         params={name: value for name, value in turn.params.items() if name not in DROPPED_PARAMS},
         summarize_reasoning=False,
         server_tools=(),
+        web_search=None,
         context=None,
         raw_fields=None,
         token_estimate=turn.token_estimate.resized(prompt_size(turn)),

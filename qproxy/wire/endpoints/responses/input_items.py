@@ -260,7 +260,7 @@ class ItemType(NamedTuple):
 UNKNOWN = ItemType("dropped", "unknown")
 _CALL = ItemType("served", "the call of a function with the tool's name", tool_items.parse_call)
 _RESULT = ItemType("served", "the result of that function", tool_items.parse_output)
-_HOSTED = ItemType("dropped", "ran on OpenAI's side; the model's answer after it has what it found")
+_HOSTED = ItemType("dropped", "shows what a tool of the server did; the answer after it has what it found")
 ITEM_TYPES: dict[str, ItemType] = {
     "message": ItemType("served", "a message", _message),
     "function_call": ItemType("served", "the call of a function", _function_call),

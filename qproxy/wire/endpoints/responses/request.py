@@ -35,6 +35,14 @@ READ_PARAMS = frozenset((
     "background", "conversation",
     "truncation", "max_tool_calls", "context_management",
 ))  # fmt: skip
+INCLUDES = frozenset((
+    "reasoning.encrypted_content", "message.output_text.logprobs",
+    "message.input_image.image_url",  # always there
+    # Parts of items that no response has.
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+))  # fmt: skip
+"""Values of `include`; others are named."""
 REJECTED_PARAMS = {
     "prompt": "Stored prompts are not supported: send instructions and input.",
 }
@@ -68,6 +76,13 @@ def _reasoning(value: JSON, path: str) -> JSON:
     return value
 
 
+def _include(value: JSON, path: str) -> JSON:
+    for number, name in enumerate(validation.array(value, path)):
+        validation.string(name, f"{path}[{number}]")
+    return value
+
+
+validation.with_schema(_include, type="array", items={"type": "string"})
 validation.with_schema(
     metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
 )
@@ -86,7 +101,7 @@ FIELDS = {
     "instructions": validation.string,
     "previous_response_id": validation.identifier,
     "conversation": _conversation,
-    "include": validation.array,
+    "include": _include,
     "metadata": metadata,
     "text": validation.object_,
     "reasoning": _reasoning,
@@ -279,7 +294,9 @@ def _check_length(messages: Sequence[JSON], limit: int) -> None:
 
 def _ignored(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> list[str]:
     kept = (READ_PARAMS, PASSED_PARAMS, REJECTED_PARAMS, qwen_params)
-    return [name for name in fields if not any(name in known for known in kept)]
+    names = [name for name in fields if not any(name in known for known in kept)]
+    include = enumerate(fields.get("include", ()))
+    return names + [f"include[{number}]" for number, value in include if value not in INCLUDES]
 
 
 def _params(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> dict[str, JSON]:
