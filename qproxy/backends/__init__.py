@@ -18,7 +18,7 @@
     access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits, budgets (`RedisUsageLimiter`)
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
     access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets
-    accounts.shared_state.AccountStateStore  SqliteAccountState    accounts' cooldowns, quotas, rate limits
+    accounts.shared_state.AccountStateStore  SqliteAccountState    states of accounts (`RedisAccountState`)
     auth.credential_store.CredentialStore FileCredentials          tokens of accounts (`RedisCredentials`)
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress
     server.response_store.ResponseStore   SqliteResponseStore      stored responses

@@ -120,6 +120,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         api_keys=api_keys,
         startup=tuple(startup),
         usage_limiter=shared.usage_limiter,
+        account_state=shared.account_state,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
         credentials=credentials(config),

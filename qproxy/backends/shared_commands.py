@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from qproxy.access.api_keys import ApiKeyStore, ApiKeyStoreError
+from qproxy.accounts.shared_state import AccountStateStore, StateStoreError
 from qproxy.auth.credential_store import CredentialStore, StorageError
 from qproxy.backends.credentials import OpenCredentials, credential_opener, shared_credential_opener
 from qproxy.backends.factory import (
     SharedStateFailure,
+    open_account_state,
     open_api_keys,
     open_key_table,
     open_redis_client,
@@ -95,6 +97,39 @@ async def _act_and_close(stores: ResponseStores, act: Callable[[ResponseStores],
         return await act(stores)
     finally:
         await stores.aclose()
+
+
+async def with_account_states(config: Config, act: Callable[[AccountStateStore], Awaitable[T]]) -> T | None:
+    """Return the result of an action on the account states, None if they are not stored.
+
+    Raises StateStoreError, also if what has changed could not be published; ConfigError.
+    """
+    if config.shared_state is not None:
+        try:
+            return await with_client(config, lambda client: _with_shared_states(client, act))
+        except SharedStateFailure as error:
+            raise StateStoreError(str(error)) from None
+    store = open_account_state(config)
+    if store is None:
+        return None
+    try:
+        return await act(store)
+    finally:
+        await store.aclose()
+
+
+async def _with_shared_states(client: RedisClient, act: Callable[[AccountStateStore], Awaitable[T]]) -> T:
+    from qproxy.backends.redis.account_state import RedisAccountState
+    from qproxy.backends.redis.shared_state import LIMITS
+    from qproxy.backends.redis.subjects import Subjects
+    from qproxy.backends.redis.subscriber import Subscriber
+
+    store = RedisAccountState(client, Subjects(client, LIMITS, "a", "share"), Subscriber(client))
+    result = await act(store)
+    await store.aclose()
+    if not store.is_settled:
+        raise SharedStateFailure("shared_state cannot be used: a change was not confirmed.")
+    return result
 
 
 async def import_api_keys(config: Config) -> tuple[int, int]:

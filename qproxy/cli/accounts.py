@@ -15,7 +15,7 @@ import trio
 from qproxy import config as configuration
 from qproxy.accounts import report
 from qproxy.accounts.condition import format_time
-from qproxy.accounts.shared_state import AccountState, AccountStateDelta, StateStoreError
+from qproxy.accounts.shared_state import AccountState, AccountStateDelta, AccountStateStore, StateStoreError
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, output_width, print_error, print_result, wrap
@@ -122,29 +122,21 @@ async def _publish(
     config: configuration.Config, identity: str, change: Callable[[AccountState], AccountStateDelta]
 ) -> bool:
     """Publish what happened to an account; return whether there is a store for it."""
-    from qproxy.backends.factory import open_account_state
+    from qproxy.backends.shared_commands import with_account_states
 
-    store = open_account_state(config)
-    if store is None:
-        return False
-    try:
+    async def publish(store: AccountStateStore) -> bool:
         state = (await store.load([identity])).get(identity, AccountState())
         await store.exchange({identity: change(state)})
-    finally:
-        await store.aclose()
-    return True
+        return True
+
+    return bool(await with_account_states(config, publish))
 
 
 async def _load(config: configuration.Config) -> Mapping[str, AccountState]:
-    from qproxy.backends.factory import open_account_state
+    from qproxy.backends.shared_commands import with_account_states
 
-    store = open_account_state(config)
-    if store is None:
-        return {}
-    try:
-        return await store.load(account.identity for account in config.all_accounts())
-    finally:
-        await store.aclose()
+    identities = [account.identity for account in config.all_accounts()]
+    return await with_account_states(config, lambda store: store.load(identities)) or {}
 
 
 def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list[str]:

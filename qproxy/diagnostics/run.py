@@ -16,8 +16,8 @@ import trio
 from qproxy.accounts.shared_state import AccountState, StateStoreError
 from qproxy.backends.api_keys import has_api_keys
 from qproxy.backends.credentials import OpenCredentials
-from qproxy.backends.factory import open_account_state, open_backends
-from qproxy.backends.shared_commands import with_shared_accounts
+from qproxy.backends.factory import open_backends
+from qproxy.backends.shared_commands import with_account_states, with_shared_accounts
 from qproxy.bootstrap import transport as transport_setup
 from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.state import build_state
@@ -92,7 +92,7 @@ async def _run_checks(
         found += [system.check_limits(config), await system.check_port(config, home)]
         found += [] if offline else await check_databases(config)
         found += await check_shared_state(config, offline=offline)
-        states = await _load_states(config)
+        states = {} if offline and config.shared_state else await _load_states(config)
         for account in state.relay.accounts.accounts:
             if account.identity in states:
                 account.learned_rules.replace(states[account.identity].learned_rules)
@@ -114,16 +114,12 @@ async def _run_checks(
 
 
 async def _load_states(config: Config) -> Mapping[str, AccountState]:
-    """Return the states of accounts that the servers of this data directory have stored."""
-    store = open_account_state(config)
-    if store is None:
-        return {}
+    """Return the states of accounts that the servers have stored."""
+    identities = [account.identity for account in config.all_accounts()]
     try:
-        return await store.load(account.identity for account in config.all_accounts())
+        return await with_account_states(config, lambda store: store.load(identities)) or {}
     except StateStoreError:  # reported with the other files
         return {}
-    finally:
-        await store.aclose()
 
 
 async def _run_concurrently(

@@ -341,13 +341,17 @@ async def test_grants_of_another_epoch_end(grant_stores, clock):
 # Account states
 
 
-@pytest.fixture
-async def account_states(member, tmp_path, clock):
-    if member == "fake":
+@pytest.fixture(params=["fake", "local", "redis"])
+async def account_states(request, tmp_path, clock, nursery):
+    stores: list[AccountStateStore]
+    if request.param == "fake":
         states: dict[str, AccountState] = {}
-        stores: list[AccountStateStore] = [fakes.FakeAccountState(states, name, clock) for name in "pq"]
-    else:
+        stores = [fakes.FakeAccountState(states, name, clock) for name in "pq"]
+    elif request.param == "local":
         stores = [SqliteAccountState(tmp_path / "accounts.db", wall_clock=clock) for _ in range(2)]
+    else:
+        server = request.getfixturevalue("valkey")
+        stores = [await engine.open_account_state(server, nursery, clock) for _ in range(2)]
     yield stores
     for store in stores:
         await store.aclose()

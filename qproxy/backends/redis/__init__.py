@@ -9,6 +9,8 @@
     statistics     commands by outcome, for the metrics
     cluster        the client of several servers: slots and redirections
     reconnection   the pauses between two connections
+    account_state  AccountStateStore: `account_copy` is one account, `account_fields` its form on the server
+    server_clock   the server's time on this machine's clock
     subscriber     published messages, over a connection of its own
     script         Lua scripts, the files beside it
     exchange       one numbered exchange with `limits.lua`

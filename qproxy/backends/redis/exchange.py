@@ -13,6 +13,9 @@ import trio
 from qproxy.backends.redis.connection import Argument
 from qproxy.limits.token_bucket import Amounts
 
+IN_FLIGHT = "in_flight"
+"""Window and unit of what is held for as long as a request runs, and never used."""
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimit:

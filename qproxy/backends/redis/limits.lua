@@ -102,7 +102,8 @@ local function index(window)
   elseif window == 'day-beijing' then return math.floor((now + 28800) / 86400)
   elseif window == 'week' then return math.floor((now - 316800) / 604800)  -- Monday 00:00 in Beijing
   elseif window == 'month' then return month(math.floor(now / 86400))
-  elseif window == '5h' then return math.floor(now / 300) end
+  elseif window == '5h' then return math.floor(now / 300)
+  elseif window == 'in_flight' then return 0 end  -- held while a request runs, never used
   error('unknown window ' .. window)
 end
 local SLOTS = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qproxy.backends.redis.exchange import BudgetLimit
+from qproxy.backends.redis.exchange import IN_FLIGHT, BudgetLimit
 from qproxy.limits.token_bucket import Amounts, TokenBucket, try_acquire
 
 
@@ -23,10 +23,13 @@ class Share:
         self._buckets = {unit: TokenBucket(level.capacity / processes, now) for unit, level in levels.items()}
         for unit, bucket in self._buckets.items():
             bucket.set_level(levels[unit].available(now) / processes, now)
-        self._budgets = budgets
+        self._budgets = [row for row in budgets if row.window != IN_FLIGHT]
+        self._slots = {
+            row: max(1, row.limit // processes) for row in budgets if row.window == IN_FLIGHT and row.limit
+        }
         self._left = {}
         if usage is not None:
-            for row in budgets:
+            for row in self._budgets:
                 self._left[row] = max(0.0, row.limit - usage[row.window, row.unit]) / processes
 
     def __repr__(self) -> str:
@@ -37,8 +40,11 @@ class Share:
         """Return whether there is anything to decide about the budgets by."""
         return len(self._left) == len(self._budgets)
 
-    def exhausted(self) -> BudgetLimit | None:
-        """Return a budget of whose share nothing is left."""
+    def exhausted(self, held: Amounts) -> BudgetLimit | None:
+        """Return a budget of whose share nothing is left; `held` is what this process has in flight."""
+        for row, slots in self._slots.items():
+            if held.get(row.unit, 0) >= slots:
+                return row
         return next((row for row, left in self._left.items() if left <= 0), None)
 
     def reserve(self, amounts: Amounts, now: float) -> bool:

@@ -12,6 +12,7 @@ import trio
 
 from qproxy.access.grants import GrantStore
 from qproxy.backends.redis import stores
+from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.credentials import CREDENTIALS
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
@@ -28,16 +29,21 @@ from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
-SHARED = "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions"
-LOCAL = "accounts' cooldowns and rate limits, logins in progress, audit log"
+SHARED = (
+    "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions, "
+    "accounts' cooldowns, circuits and limits"
+)
+LOCAL = "logins in progress, audit log"
 """What each machine, or process, still has of its own."""
 SEALED = (
     "tokens of logged-in accounts, stored responses, conversations, background responses, tool rounds, "
     "reasoning"
 )
 """What is shared with a `shared_state_key_file`, and local without one."""
+CLOSE_SECONDS = 2.0
+"""Maximum seconds at the end for the last exchange of account states."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, GRANTS, API_KEYS, CREDENTIALS, PERMISSIONS, *stores.SCRIPTS)
+SCRIPTS = (LIMITS, ACCOUNTS, GRANTS, API_KEYS, CREDENTIALS, PERMISSIONS, *stores.SCRIPTS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -62,10 +68,12 @@ class SharedState:
         self.subscriber = Subscriber(client)
         self._outbox = Outbox(client, LIMITS, outbox_directory)
         keys, addresses = Subjects(client, LIMITS, "k", policy), Subjects(client, LIMITS, "w", "share")
-        self._subjects = (keys, addresses)
+        accounts = Subjects(client, LIMITS, "a", policy)
+        self._subjects = (keys, addresses, accounts)
         self.key_table = key_table
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
+        self.account_state = RedisAccountState(client, accounts, self.subscriber)
         self.grants = RedisGrants(client, grants)
         self.sealer = sealer
         self.stores = None if sealer is None else RedisStores(client, sealer)
@@ -91,6 +99,8 @@ class SharedState:
                 await trio.sleep_forever()
             finally:
                 with trio.CancelScope(shield=True):
+                    with trio.move_on_after(CLOSE_SECONDS):
+                        await self.account_state.wait_closed()
                     for subjects in self._subjects:
                         await subjects.aclose()
                     self._outbox.save(entry for subjects in self._subjects for entry in subjects.unsettled())

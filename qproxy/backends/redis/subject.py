@@ -23,7 +23,7 @@ import trio
 
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError
-from qproxy.backends.redis.exchange import BudgetLimit, Exchange, Exhausted, parse_outcome
+from qproxy.backends.redis.exchange import IN_FLIGHT, BudgetLimit, Exchange, Exhausted, parse_outcome
 from qproxy.backends.redis.script import Script
 from qproxy.backends.redis.share import Share
 from qproxy.limits.token_bucket import REQUESTS, Amounts, TokenBucket
@@ -189,7 +189,7 @@ class Subject:
         now = self._clock()
         if self._credit and now - self._credited_at >= CREDIT_SECONDS:
             self.take({unit: -amount for unit, amount in self._credit.items()})
-            self._credit = {}
+            self._credit, self._changed = {}, True  # it was held, too
         if self._client.is_connected:
             if self._in_flight is None and (renew or self._changed):
                 self._begin(None, None)
@@ -305,7 +305,10 @@ class Subject:
             self._denied, self._denied_until = exchange.need, now + self._denial(exchange, now)
 
     def _denial(self, exchange: Exchange, now: float) -> float:
-        """Return the seconds until a level allows what was rejected; a budget may at any time."""
+        """Return the seconds until a level allows what was rejected; a budget may at any time, and a slot is
+        soon free."""
+        if self._exhausted is not None and self._exhausted.budget.window == IN_FLIGHT:
+            return SETTLE_SECONDS
         need = exchange.need or {}
         waits = [bucket.wait(need.get(unit, 0), now) for unit, bucket in self.levels.items()]
         return min(MAX_DENIAL, max(waits, default=0.0) or MAX_DENIAL)

@@ -95,6 +95,10 @@ class Subjects:
             return self._decide_alone(subject, amounts)
         return RateLimitGrant(granted, subject.available())
 
+    def available(self, subject: Subject) -> Amounts:
+        """Return what is left of each level, of this process's share while the server cannot be used."""
+        return subject.available() if subject.share is None else subject.share.available(self._clock())
+
     def settle(self, subject: Subject) -> None:
         """Send what has changed. Never waits."""
         self._activate(subject)
@@ -165,7 +169,7 @@ class Subjects:
             if not share.knows_budgets:
                 message = "The budgets of this API key cannot be read from the shared state. Retry in 5 s."
                 raise QproxyError(message, status=503, code="budget_unavailable", retry_after=5)
-            row = share.exhausted()
+            row = share.exhausted(subject.held)
             subject.reject(None if row is None else Exhausted(row, 0.0, time.time()))
             granted = row is None and share.reserve(amounts, now)
         if granted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -93,7 +94,13 @@ class LinkStream(BlockingStream):
             nursery.cancel_scope.cancel()
         return data
 
+    def pull(self) -> None:
+        if self._link._frozen is None:
+            with suppress(OSError):  # found by what is sent next
+                super().pull()
+
     async def aclose(self) -> None:
+        self._subscribed.pop(self, None)
         self._closed.set()
         await trio.lowlevel.checkpoint()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.responses import SqliteResponseStore
+from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.conversations import RedisConversations
 from qproxy.backends.redis.grants import MAX_GRANTS, RedisGrants
@@ -20,6 +21,7 @@ from qproxy.backends.redis.responses import RedisResponses
 from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.sealing import Sealer
 from qproxy.backends.redis.subjects import Policy, Subjects
+from qproxy.backends.redis.subscriber import Subscriber
 from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant
 from qproxy.server.response_store import ResponseStore
@@ -39,10 +41,11 @@ async def open_subjects(
     kind: str = "k",
     policy: Policy = "share",
     link: Link | None = None,
+    scripts: Sequence[Script] = (),
 ) -> Subjects:
     """Return the subjects of one process, connected."""
     script = with_clock(load_script("limits"))
-    client = await open_client(link or Link(server, clock), nursery, script)
+    client = await open_client(link or Link(server, clock), nursery, script, *scripts)
     subjects = Subjects(client, script, kind, policy, clock=clock)
     nursery.start_soon(subjects.run)
     return subjects
@@ -113,6 +116,51 @@ async def open_response_runs(link: Link, nursery: trio.Nursery) -> RedisResponse
 async def open_memory(link: Link, nursery: trio.Nursery, *, sealer: Sealer = SEALER) -> SealedMemory:
     """Return what one process shares for a minute after its last use."""
     return SealedMemory(await open_client(link, nursery), sealer, "m", seconds=60.0)
+
+
+async def open_account_state(
+    server: Server,
+    nursery: trio.Nursery,
+    clock: Callable[[], float] = trio.current_time,
+    *,
+    wall_clock: Callable[[], float] | None = None,
+    policy: Policy = "share",
+    link: Link | None = None,
+) -> RedisAccountState:
+    """Return the account states of one process, connected."""
+    script = with_clock(ACCOUNTS)
+    subjects = await open_subjects(
+        server, nursery, clock, kind="a", policy=policy, link=link, scripts=[script]
+    )
+    subscriber = Subscriber(subjects.client)
+    nursery.start_soon(subscriber.run)
+    return SettledAccountState(
+        subjects.client, subjects, subscriber, script=script, wall_clock=wall_clock or clock, clock=clock
+    )
+
+
+class SettledAccountState(RedisAccountState):
+    """States whose released amounts and slots are on the server at once, and whose rejections do not hold."""
+
+    async def acquire(self, identity, limits, amounts, max_in_flight):
+        grant = await super().acquire(identity, limits, amounts, max_in_flight)
+        self._limited[identity]._denied = None
+        return grant
+
+    async def exchange(self, delta):
+        states = await super().exchange(delta)
+        await self.settle()
+        return states
+
+    def release(self, identity: str) -> None:
+        super().release(identity)
+        self._limited[identity].flush()
+
+    async def settle(self):
+        subjects = self._limited.values()
+        while self._client.is_connected and any(each._changed or each._in_flight for each in subjects):
+            self._subjects._flush()
+            await trio.lowlevel.checkpoint()
 
 
 class SettledRateLimits(RedisRateLimits):

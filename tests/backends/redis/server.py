@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hiredis
 import trio
@@ -104,10 +104,14 @@ class BlockingStream(trio.abc.Stream):
     The server's time is `clock`, for scripts of which `with_clock` made a variant.
     """
 
+    _subscribed: ClassVar[dict[BlockingStream, str]] = {}
+    """The streams with subscriptions, and their servers."""
+
     def __init__(self, path: str, clock: Callable[[], float]) -> None:
+        self._path = path
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.connect(path)
-        self._exchange = Exchange(self._sock)
+        self._reader = hiredis.Reader()
         self._clock = clock
         self._commands = hiredis.Reader()
         self._replies = b""
@@ -117,18 +121,37 @@ class BlockingStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         self._commands.feed(bytes(data))
         while (command := self._commands.gets()) is not False:
-            self._exchange.execute("SET", "clock", f"{self._clock():.6f}")
-            self._sock.sendall(hiredis.pack_command(tuple(command)))
-            self._replies += self._raw_reply()
+            self._execute("SET", "clock", f"{self._clock():.6f}", hidden=b"+OK\r\n")
+            if command[0] == b"SUBSCRIBE":
+                self._subscribed[self] = self._path
+                self._sock.sendall(hiredis.pack_command(tuple(command)))
+                self.pull()
+            else:
+                self._execute(*command)
         self._ready.set()
+        for stream, path in self._subscribed.items():
+            if path == self._path:
+                stream.pull()
 
-    def _raw_reply(self) -> bytes:
-        reader, raw = hiredis.Reader(), b""
-        while reader.gets() is False:
+    def pull(self) -> None:
+        """Fetch what the server has pushed."""
+        self._execute("PING", hidden=b"+PONG\r\n")
+        if self._replies:
+            self._ready.set()
+
+    def _execute(self, *command: Any, hidden: bytes = b"") -> None:
+        """Send a command and add all until its reply to what is received, but for a `hidden` reply."""
+        self._sock.sendall(hiredis.pack_command(command))
+        raw, replied = b"", False
+        while not replied:
             data = self._sock.recv(65536)
+            if not data:
+                raise ConnectionResetError
             raw += data
-            reader.feed(data)
-        return raw
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                replied = replied or not isinstance(reply, hiredis.PushNotification)
+        self._replies += raw.replace(hidden, b"", 1) if hidden else raw
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -139,5 +162,6 @@ class BlockingStream(trio.abc.Stream):
         return data
 
     async def aclose(self) -> None:
+        self._subscribed.pop(self, None)
         self._sock.close()
         await trio.lowlevel.checkpoint()

@@ -1,6 +1,7 @@
 """A server's limits on a real engine over real sockets: settings, start, end, and the check of them."""
 
 import logging
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,18 @@ import trio
 from qproxy import cli
 from qproxy import config as configuration
 from qproxy.access.api_keys import ApiKeyStoreError
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.report import account_rows
+from qproxy.accounts.shared_state import AccountStateDelta, StateStoreError
 from qproxy.backends.api_keys import has_api_keys
 from qproxy.backends.factory import open_backends, reopen_api_keys
 from qproxy.backends.local import key_file
-from qproxy.backends.shared_commands import import_api_keys, with_api_keys, with_stores
+from qproxy.backends.shared_commands import (
+    import_api_keys,
+    with_account_states,
+    with_api_keys,
+    with_stores,
+)
 from qproxy.bootstrap.models import package_catalog
 from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
@@ -55,7 +64,8 @@ async def test_what_a_process_has_not_sent_is_sent_at_its_end(valkey, caplog):
     assert float(valkey.execute("HGET", name, "l:tokens")) == pytest.approx(600, abs=50)
     text = " ".join(record.getMessage() for record in caplog.records)
     assert "API keys, their rate limits and budgets" in text
-    assert text.partition("; local: ")[2].startswith("accounts' cooldowns")
+    assert "accounts' cooldowns, circuits and limits" in text
+    assert text.partition("; local: ")[2].startswith("logins in progress")
 
 
 def test_a_key_is_purged_on_the_server(valkey, tmp_path, monkeypatch, capsys):
@@ -180,3 +190,37 @@ async def test_commands_without_a_server_are_errors(tmp_path):
     )
     with pytest.raises(ApiKeyStoreError, match=r"^shared_state cannot be used: no connection"):
         await with_api_keys(config, lambda store: store.create(name="bob"))
+
+
+async def test_two_servers_use_one_account(valkey):
+    """A cooldown in one is a cooldown in the other and for the commands, which can end it for both."""
+    config = config_of(valkey)
+    (identity,) = [account.identity for account in config.accounts]
+    one, two = [backends_of(config) for _ in range(2)]
+    now = time.time()
+    delta = AccountStateDelta("one", {"": Cooldown(now + 500, now, "quota")}, requests=3, quota=("gone",))
+    idle = AccountStateDelta("one")
+    async with trio.open_nursery() as nursery:
+        for task in (*one.background, *two.background):
+            nursery.start_soon(task)
+        await one.account_state.exchange({identity: delta})
+        with trio.fail_after(20):
+            assert (await two.account_state.exchange({identity: idle}))[identity].quota == "gone"
+        states = await with_account_states(config, lambda store: store.load([identity, "other"]))
+        assert states is not None
+        (row,) = account_rows(config.accounts, states, time.time())
+        assert (row.state, row.requests, row.last_minute, row.quota) == ("cooling_down", 3, 3, "gone")
+        woken = AccountStateDelta("one", woken_at=time.time() + 1, quota=(None,))
+        await with_account_states(config, lambda store: store.exchange({identity: woken}))
+        for backends in (one, two):
+            state = (await backends.account_state.exchange({identity: idle}))[identity]
+            assert (state.cooldowns, state.quota) == ({}, None)
+            await backends.account_state.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_command_without_the_server_fails(tmp_path):
+    """It names the setting, and reports no empty state."""
+    config = Config(accounts=accounts("one"), shared_state=f"unix://{tmp_path}/none", ledger="none")
+    with pytest.raises(StateStoreError, match="shared_state cannot be used"):
+        await with_account_states(config, lambda store: store.load(["id"]))
