@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import trio
 from quart import Response, request, websocket
-from quart.routing import QuartMap
+from quart.routing import QuartMap, QuartRule
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
@@ -64,8 +64,23 @@ class _Routes(QuartMap):
         )
 
 
+class _Rule(QuartRule):
+    """A route whose builder of URLs is compiled at its first use: qproxy uses none, and those of all routes
+    would take most of the time that an app takes to be made."""
+
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        compile_builder = super()._compile_builder
+
+        def build(rule: _Rule, **values: Any) -> tuple[str, str]:
+            built: tuple[str, str] = compile_builder(append_unknown)(rule, **values)
+            return built
+
+        return build
+
+
 class _Quart(QuartTrio):
     url_map_class = _Routes
+    url_rule_class = _Rule  # type: ignore[assignment]  # as Quart's own
     _was_served = False
 
     def __init__(self, server: StateHolder) -> None:

@@ -85,3 +85,14 @@ async def test_no_route_is_outside_the_table(keys):
     async with world(keys_file=str(path)) as it:
         assert {rule.endpoint for rule in it.app.url_map.iter_rules()} == it.server.routes.keys()
         assert await status_of(it, "/v1/nope", "GET", []) == 404
+
+
+async def test_every_route_builds_its_url(autojump_clock):
+    """Quart's `url_for` has the URL of each route, whose builder is compiled at its first use."""
+    async with world() as it:
+        adapter = it.app.url_map.bind("localhost")
+        for rule in it.app.url_map.iter_rules():
+            values = dict.fromkeys(rule.arguments, "a b")
+            url = adapter.build(rule.endpoint, {**values, "more": "1&2"})
+            path = re.sub("<[^<>]+>", "a%20b", rule.rule)
+            assert url.removeprefix("ws://localhost") == f"{path}?more=1%262"
