@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -33,9 +33,11 @@ from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
+    ApprovalRequest,
     Event,
     SearchInfo,
     ServerToolCall,
+    ServerToolList,
     ServerToolResult,
     StreamFailed,
     Turn,
@@ -43,7 +45,7 @@ from qproxy.wire.events import (
 )
 from qproxy.wire.search_results import results_of_output
 from qproxy.wire.token_estimate import prompt_size
-from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
+from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn, with_outputs
 
 log = logging.getLogger("qproxy.relay")
 MAX_CALLS_PER_ROUND = 32
@@ -62,6 +64,10 @@ class RequestTools:
     """The key of the saved hidden part of this response."""
     search: str = ""
     """The name of the tool that searches the web for this request; "" for none."""
+    approvals: frozenset[str] = frozenset()
+    """The names of the tools whose calls the client wants to approve."""
+    lists: tuple[ServerToolList, ...] = ()
+    """The lists of tools that the client gets first."""
 
     def offered_tools(self, turn: Turn) -> Turn:
         """Return the turn with these tools among its own."""
@@ -94,7 +100,7 @@ class ToolLoop:
         self._number = 1
         self._stage = self._start_round(Usage())
         self._stream: EventStream | None = None
-        self._pending_events: list[Event] = []
+        self._pending_events: list[Event] = list(tools.lists)
         self._finished = False
         self._wakeup = Wakeup()
         self._results: dict[str, ServerToolResult | None] = {}
@@ -106,7 +112,10 @@ class ToolLoop:
     async def start(self) -> None:
         """Open the first round. Raises QproxyError if it fails before its first event."""
         self._held = await self._stack.enter_async_context(AsyncExitStack())
-        self._stream = await self._relay.open(self._turn, self._record, self._held)
+        if self._client_turn.approved_calls:
+            self._nursery.start_soon(self._run_guarded, self._run_approved)
+        else:
+            self._stream = await self._relay.open(self._turn, self._record, self._held)
 
     def interrupt(self) -> None:
         """Make the waiting `receive`, if any, raise ReceiveTimeout."""
@@ -168,7 +177,7 @@ class ToolLoop:
             return
         if not events and self._stage.pending:
             self._stream = None
-            self._nursery.start_soon(self._run_tools)
+            self._nursery.start_soon(self._run_guarded, self._run_tools)
         else:
             self._end_round()
 
@@ -177,26 +186,49 @@ class ToolLoop:
         self._pending_events += self._stage.close()
 
     async def _run_tools(self) -> None:
-        """Run the calls of the finished round, and open the next one."""
+        """Run the calls of the finished round, and open the next one, unless the client must act first."""
+        await self._held.aclose()
+        waiting = [call for call in self._stage.pending if call.name in self._tools.approvals]
+        await self._run_calls([(call, None) for call in self._stage.pending if call not in waiting])
+        self._report_results(*map(self._approval_request, waiting))
+        if self._stage.sent or waiting:
+            await self._save_round()
+            self._end_round()
+        else:
+            await self._next()
+
+    async def _run_approved(self) -> None:
+        """Run the calls that the client approved, and open the first round with their results."""
+        approved = self._client_turn.approved_calls
+        calls = [RoundCall(call.id, call.name, call.arguments) for call in approved]
+        await self._run_calls([(call, call.id) for call in calls])
+        outputs = {call.id: call.output for call in calls}
+        self._turn = replace(self._turn, messages=with_outputs(self._turn.messages, outputs))
+        self._stream = await self._relay.open(self._turn, self._record, self._held)
+
+    async def _run_calls(self, calls: Sequence[tuple[RoundCall, str | None]]) -> None:
+        """Run some calls, each with the id of its approval if it needed one."""
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for place, (call, approval) in enumerate(calls):
+                if place >= MAX_CALLS_PER_ROUND:
+                    call.output = (
+                        f"Error: not run, because more than {MAX_CALLS_PER_ROUND} were called at once."
+                    )
+                elif self._calls_left <= 0:
+                    call.output = "Error: not run, because the request's max_tool_calls are reached."
+                else:
+                    self._start(call, nursery, approval)
+        self._record.tool_seconds += trio.current_time() - began
+
+    def _approval_request(self, call: RoundCall) -> ApprovalRequest:
+        tool = self._tools.tools[call.name]
+        return ApprovalRequest(call.id, call.name, call.arguments, tool.server or "", tool.remote_name)
+
+    async def _run_guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a step between two rounds; its failure is the end of the response."""
         try:
-            await self._held.aclose()
-            began = trio.current_time()
-            async with trio.open_nursery() as nursery:
-                for place, call in enumerate(self._stage.pending):
-                    if place >= MAX_CALLS_PER_ROUND:
-                        call.output = (
-                            f"Error: not run, because more than {MAX_CALLS_PER_ROUND} were called at once."
-                        )
-                    elif self._calls_left <= 0:
-                        call.output = "Error: not run, because the request's max_tool_calls are reached."
-                    else:
-                        self._start(call, nursery)
-            self._record.tool_seconds += trio.current_time() - began
-            if self._stage.sent:
-                await self._save_round()
-                self._end_round()
-            else:
-                await self._next()
+            await work()
         except QproxyError as error:
             self._fail(error)
         except Exception as error:  # an internal error is reported to the client
@@ -213,7 +245,7 @@ class ToolLoop:
         self._finished = True
         self._report_results(StreamFailed(error))
 
-    def _start(self, call: RoundCall, nursery: trio.Nursery) -> None:
+    def _start(self, call: RoundCall, nursery: trio.Nursery, approval: str | None) -> None:
         tool = self._tools.tools.get(call.name)
         if tool is None:  # nothing runs, so nothing is reported
             call.output = f"Error: {invoke.unknown_tool_message(self._tools.tools, call.name)}"
@@ -228,6 +260,7 @@ class ToolLoop:
                 tool.server,
                 tool.remote_name or tool.name,
                 searches=call.name == self._tools.search,
+                approval=approval,
             )
         )
         nursery.start_soon(self._run_tool, call, tool)

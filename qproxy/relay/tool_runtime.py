@@ -7,9 +7,10 @@ requests in flight keep theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import trio
 
@@ -22,7 +23,7 @@ from qproxy.telemetry import RelayRecord
 from qproxy.tools.registry import ToolRegistry, client_names
 from qproxy.tools.tool import Tool
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import Turn
+from qproxy.wire.events import ServerToolList, Turn
 
 SEARCH_PARAMS = ("web_search_options", "enable_search", "search_options")
 """The parameters that ask a model's server to search."""
@@ -79,6 +80,8 @@ class ToolRuntime:
         tools: Mapping[str, Tool] = {}
         if turn.completion is None and (self.registry or turn.server_tools):  # a completion calls no tools
             tools = self.registry.select(turn, name, served_model)
+        approvals: Iterable[str] = () if remembers else _approvals(turn, tools)
+        lists: Iterable[ServerToolList] = () if remembers else _lists(turn, tools)
         searches = ""
         if turn.web_search is not None and not can_search(served_model or turn.model):
             search = self._find_search_tool(turn, name, served_model)
@@ -89,7 +92,9 @@ class ToolRuntime:
                 tools, searches = {**tools, search.name: search}, search.name
         rounds = self.rounds if remembers else None
         if rounds is None or not (tools or not rounds.is_empty):
-            return turn, RequestTools(tools, self.max_rounds, search=searches)
+            return turn, RequestTools(
+                tools, self.max_rounds, search=searches, approvals=frozenset(approvals), lists=tuple(lists)
+            )
         where = conversation_key(turn, key.digest if key else "")
         if not rounds.is_empty:
             turn = replace(turn, messages=await restore(rounds, turn, where))
@@ -127,11 +132,31 @@ class ToolRuntime:
     ) -> EventStream:
         """Return the started response; tools run in `nursery`. Raises QproxyError if no account could start
         one."""
-        if not tools.tools:
+        if not tools.tools and not turn.approved_calls:
             return await relay.open(turn, record, stack)
         rounds = ToolLoop(relay, turn, tools, record, stack, nursery())
         await rounds.start()
         return rounds
+
+
+def _approvals(turn: Turn, tools: Mapping[str, Tool]) -> Iterator[str]:
+    """Yield the names of the tools whose calls the client wants to approve."""
+    policies = {request.server: request.approval for request in turn.server_tools if request.server}
+    for name, tool in tools.items():
+        if tool.server in policies and policies[tool.server].requires(tool.remote_name):
+            yield name
+
+
+def _lists(turn: Turn, tools: Mapping[str, Tool]) -> Iterator[ServerToolList]:
+    """Yield the tools of each MCP server that the client requests for the first time."""
+    labels = dict.fromkeys(request.server for request in turn.server_tools if request.server)
+    for label in labels:
+        if label not in turn.listed_servers:
+            yield ServerToolList(label, [_listed(tool) for tool in tools.values() if tool.server == label])
+
+
+def _listed(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.remote_name, "description": tool.description, "input_schema": tool.parameters}
 
 
 def _without_search_params(turn: Turn) -> Turn:

@@ -22,7 +22,8 @@ import trio
 from qproxy.sandbox import SystemSandbox
 from qproxy.tools.tool import Tool, ToolPolicy
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import ServerToolRequest, Turn
+from qproxy.wire.events import Turn
+from qproxy.wire.server_tools import ServerToolRequest
 
 DRAIN_SECONDS = 300.0
 log = logging.getLogger("qproxy.tools")

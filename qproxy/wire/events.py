@@ -22,34 +22,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from qproxy.wire.errors import QproxyError
+from qproxy.wire.server_tools import ApprovedCall, ServerToolRequest, WebSearchRequest
 from qproxy.wire.token_ratios import TokenEstimate
 
 JSON: TypeAlias = Any
 """Any value that `json.loads` can return."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerToolRequest:
-    """A client's request for a server tool: `{"type": "qproxy"}` or `{"type": "mcp"}` in `tools`."""
-
-    path: str
-    """Its path in the request (`tools[2]`), for errors."""
-    name: str | None = None
-    """The name of one tool."""
-    server: str | None = None
-    """The label of an MCP server whose tools are requested."""
-    allowed: frozenset[str] | None = None
-    """The only tools of that server to use, by the server's names."""
-
-
-@dataclass(frozen=True, slots=True)
-class WebSearchRequest:
-    """A client's request for a web search, whose options are `params["web_search_options"]`."""
-
-    path: str
-    """Its path in the request (`tools[2]`), for errors."""
-    forced: bool = False
-    """Whether the model must search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +93,10 @@ class Turn:
     """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()
     """The server tools that the client requests."""
+    approved_calls: tuple[ApprovedCall, ...] = ()
+    """Calls to run before the model continues."""
+    listed_servers: frozenset[str] = frozenset()
+    """The MCP servers whose tools the client knows from the conversation."""
     web_search: WebSearchRequest | None = None
     """The web search that the client requests."""
     prior_text: str = ""
@@ -255,6 +236,8 @@ class ServerToolCall:
     """The MCP server's own name for it; otherwise `name`."""
     searches: bool = False
     """Whether it is the web search that the client requested."""
+    approval: str | None = None
+    """The id of the request for its approval, if it needed one."""
 
 
 @dataclass(slots=True)
@@ -269,6 +252,28 @@ class ServerToolResult:
     """The text for the model: the result, or the error."""
     ok: bool
     seconds: float
+
+
+@dataclass(slots=True)
+class ServerToolList:
+    """The tools of an MCP server that the client requested."""
+
+    server: str
+    """Its label."""
+    tools: Sequence[JSON]
+    """Each with `name`, `description` and `input_schema`."""
+
+
+@dataclass(slots=True)
+class ApprovalRequest:
+    """A call of a server tool that runs only if the client approves it; the response ends with it."""
+
+    id: str
+    name: str
+    arguments: str
+    server: str
+    tool: str
+    """The MCP server's own name for it."""
 
 
 @dataclass(slots=True)
@@ -379,6 +384,8 @@ Event: TypeAlias = (
     | ToolCallArgumentsDelta
     | ServerToolCall
     | ServerToolResult
+    | ServerToolList
+    | ApprovalRequest
     | SearchInfo
     | CompactionDelta
     | CompactionDone

@@ -11,7 +11,7 @@ is summed, and one `ChoiceFinished` ends the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qproxy.wire.events import (
@@ -202,6 +202,16 @@ def next_turn(turn: Turn, done: RoundStage, *, last: bool) -> Turn:
         messages=[*turn.messages, done.message(), *done.results()],
         tool_choice=choice,
     )
+
+
+def with_outputs(messages: Sequence[JSON], outputs: Mapping[str, str | None]) -> list[JSON]:
+    """Return the messages with the results of calls, by the call's id."""
+    return [
+        {**message, "content": outputs[message["tool_call_id"]]}
+        if message.get("role") == "tool" and message.get("tool_call_id") in outputs
+        else message
+        for message in messages
+    ]
 
 
 def restore_history(

@@ -22,7 +22,8 @@ from typing import NoReturn, TypeGuard
 
 from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON, ServerToolRequest
+from qproxy.wire.events import JSON
+from qproxy.wire.server_tools import ApprovalPolicy, ServerToolRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,24 @@ def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
         key = "server_url" if entry.get("server_url") is not None else "connector_id"
         _reject(f"{path}.{key}", "this server only connects to MCP servers that its operator declared.")
     return ServerToolRequest(
-        path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools")
+        path,
+        server=label,
+        allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools"),
+        approval=_approval(entry.get("require_approval"), f"{path}.require_approval"),
     )
+
+
+def _approval(value: JSON, path: str) -> ApprovalPolicy:
+    """Return which tools need an approval: none if the client does not say, since the operator declared the
+    server."""
+    if value in (None, "never"):
+        return ApprovalPolicy()
+    if value == "always":
+        return ApprovalPolicy(otherwise=True)
+    if not isinstance(value, dict):
+        _reject(path, "expected always, never or an object with their tools.")
+    always, never = (_allowed(value.get(name), f"{path}.{name}") for name in ("always", "never"))
+    return ApprovalPolicy(always or frozenset(), never or frozenset(), otherwise=never is not None)
 
 
 def _allowed(value: JSON, path: str) -> frozenset[str] | None:

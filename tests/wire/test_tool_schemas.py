@@ -4,7 +4,7 @@ import pytest
 
 from qproxy.wire import tool_schemas
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import ServerToolRequest
+from qproxy.wire.server_tools import ServerToolRequest
 
 F = {"name": "f", "parameters": {"type": "object"}}
 NESTED = {"type": "function", "function": F}

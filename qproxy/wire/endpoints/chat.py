@@ -43,10 +43,10 @@ from qproxy.wire.events import (
     ToolCallStart,
     Turn,
     Usage,
-    WebSearchRequest,
 )
 from qproxy.wire.raw_json import RawBody
 from qproxy.wire.search_results import SearchResult
+from qproxy.wire.server_tools import WebSearchRequest
 
 __all__ = ["EFFORTS", "FIELDS", "Encoder", "decode", "response"]
 EFFORTS = ("none", "off", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")

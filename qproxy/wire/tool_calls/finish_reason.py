@@ -17,12 +17,14 @@ from collections.abc import Iterable, Iterator
 
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import (
+    ApprovalRequest,
     ChoiceFinished,
     EncryptedReasoning,
     Event,
     ExtraFields,
     SearchInfo,
     ServerToolCall,
+    ServerToolList,
     ServerToolResult,
     StreamDone,
     StreamFailed,
@@ -33,6 +35,9 @@ from qproxy.wire.events import (
 )
 
 KEPT_REASONS = ("length", "content_filter")
+
+_OF_NO_CHOICE = Usage | ServerToolCall | ServerToolResult | ServerToolList | ApprovalRequest | SearchInfo
+"""Events of the whole response."""
 
 
 class FinishReasonStage:
@@ -72,7 +77,7 @@ class FinishReasonStage:
                 return
             yield from self._release()
         of_no_choice = isinstance(item, ExtraFields) and item.level != "delta"
-        if of_no_choice or isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
+        if of_no_choice or isinstance(item, _OF_NO_CHOICE):
             yield item
         elif isinstance(item, StreamDone):
             if item.implied and self._is_incomplete():

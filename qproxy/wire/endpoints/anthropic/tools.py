@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from qproxy.wire import tool_schemas
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.anthropic.content_blocks import MARKER
-from qproxy.wire.events import JSON, ServerToolRequest
+from qproxy.wire.events import JSON
+from qproxy.wire.server_tools import ServerToolRequest
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 PASSED = ("qproxy", "mcp", "function")

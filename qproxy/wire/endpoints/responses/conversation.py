@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from qproxy.wire import compaction, json_codec
-from qproxy.wire.endpoints.responses import content_parts, namespaces, tool_items
-from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
+from qproxy.wire.endpoints.responses import approvals, content_parts, namespaces, tool_items
 from qproxy.wire.events import JSON
 
 SETTINGS = ("configuration_update", "additional_tools", "tool_search_output")
 """Types of items that change the request and are no messages."""
-UNSENT_TYPES = ("web_search_call",)
+UNSENT_TYPES = ("web_search_call", "mcp_list_tools")
 """Items that show clients what was done, and mean nothing to a model."""
 
 
 def to_messages(items: Sequence[JSON], unseal: Callable[[str], str]) -> list[JSON]:
     """Return the chat messages of a conversation's items; `unseal` returns the text of a compaction item."""
+    items = approvals.resolve(items)
     numbers = [number for number, item in enumerate(items) if item["type"] == "compaction"]
     if not numbers:
         return _messages(items)
@@ -123,8 +123,8 @@ def _call(item: JSON) -> JSON:
 
 
 def _mcp_call(item: JSON) -> JSON:
-    label, name = item["server_label"], item["name"]
-    function = {"name": name if label == SERVER_TOOLS else f"{label}__{name}", "arguments": item["arguments"]}
+    name = approvals.offered_name(item["server_label"], item["name"])
+    function = {"name": name, "arguments": item["arguments"]}
     return {"id": item["id"], "type": "function", "function": function}
 
 

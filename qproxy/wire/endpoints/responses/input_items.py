@@ -24,7 +24,10 @@ ROLES = ("user", "assistant", "system", "developer")
 TRIGGER = "compaction_trigger"
 ALIASES = {"compaction_summary": "compaction", "context_compaction": "compaction"}
 """Other names of types, which codex uses or has used."""
-WITHOUT_STATUS = ("compaction", "configuration_update", "additional_tools")
+WITHOUT_STATUS = (
+    "compaction", "configuration_update", "additional_tools", "mcp_list_tools", "mcp_approval_request",
+    "mcp_approval_response",
+)  # fmt: skip
 REASONING_PREFIX = "qproxy-1."
 """Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own
 response."""
@@ -162,7 +165,7 @@ def _text(item: Mapping[str, JSON], key: str, path: str) -> str:
 
 
 def _namespace(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    return {} if item.get("namespace") is None else _check_name(item, path, "namespace")
+    return _check_optional(item, path, "namespace")
 
 
 def _function_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
@@ -195,6 +198,33 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
         "arguments": _text(item, "arguments", path),
         "output": output if isinstance(output, str) else None,
         "error": error if isinstance(error, dict) else None,
+        **_check_optional(item, path, "approval_request_id"),
+    }
+
+
+def _check_optional(item: Mapping[str, JSON], path: str, name: str) -> dict[str, JSON]:
+    return {} if item.get(name) is None else _check_name(item, path, name)
+
+
+def _mcp_list_tools(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    listed = item.get("tools")
+    return {
+        **_check_name(item, path, "server_label"),
+        "tools": listed if isinstance(listed, list) else [],
+        "error": item.get("error"),
+    }
+
+
+def _approval_request(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {**_check_name(item, path, "server_label", "name"), "arguments": _text(item, "arguments", path)}
+
+
+def _approval_response(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    reason = item.get("reason")
+    return {
+        **_check_name(item, path, "approval_request_id"),
+        "approve": validation.boolean(item.get("approve"), f"{path}.approve"),
+        "reason": None if reason is None else validation.string(reason, f"{path}.reason"),
     }
 
 
@@ -284,7 +314,9 @@ ITEM_TYPES: dict[str, ItemType] = {
     "file_search_call": _HOSTED,
     "code_interpreter_call": _HOSTED,
     "image_generation_call": _HOSTED,
-    "mcp_list_tools": ItemType("dropped", "the tools that `tools` declares already"),
-    "mcp_approval_request": ItemType("dropped", "a question of another server to its client"),
-    "mcp_approval_response": ItemType("rejected", "the tools of this server run without an approval"),
+    "mcp_list_tools": ItemType(
+        "served", "nothing: `tools` declares them; they are not listed again", _mcp_list_tools
+    ),
+    "mcp_approval_request": ItemType("served", "the call, once its answer is there", _approval_request),
+    "mcp_approval_response": ItemType("served", "the run of that call, or its denial", _approval_response),
 }

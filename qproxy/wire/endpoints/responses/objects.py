@@ -24,7 +24,8 @@ PREFIXES = {
     "local_shell_call": "lsh", "local_shell_call_output": "lsho", "shell_call": "sh",
     "shell_call_output": "sho", "apply_patch_call": "apc", "apply_patch_call_output": "apco",
     "computer_call": "cu", "computer_call_output": "cuo", "program": "prog", "program_output": "progo",
-    "web_search_call": "ws",
+    "web_search_call": "ws", "mcp_list_tools": "mcpl", "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
 }  # fmt: skip
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """`incomplete_details.reason` by finish reason."""

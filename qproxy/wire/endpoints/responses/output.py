@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from qproxy.wire.endpoints.responses.approvals import REQUEST as APPROVAL
 from qproxy.wire.endpoints.responses.item_event import ItemEvent
+from qproxy.wire.endpoints.responses.mcp_items import ApprovalRequestItem, McpListToolsItem
 from qproxy.wire.endpoints.responses.objects import output_id
 from qproxy.wire.endpoints.responses.output_items import (
     CompactionItem,
@@ -24,6 +26,7 @@ from qproxy.wire.endpoints.responses.request import ResponsesRequest
 from qproxy.wire.endpoints.responses.web_search import WebSearchItem
 from qproxy.wire.events import (
     JSON,
+    ApprovalRequest,
     CompactionDelta,
     CompactionDone,
     EncryptedReasoning,
@@ -31,6 +34,7 @@ from qproxy.wire.events import (
     ReasoningDelta,
     SearchInfo,
     ServerToolCall,
+    ServerToolList,
     ServerToolResult,
     TextDelta,
     ToolCallArgumentsDelta,
@@ -137,6 +141,10 @@ class ResponseOutput:
                 event if isinstance(event, ServerToolCall) else None,
                 self._results if self._asked.include_sources else None,
             )
+        elif isinstance(event, ServerToolList):
+            item = McpListToolsItem(output_id("mcp_list_tools", self._response, index), index, event)
+        elif isinstance(event, ApprovalRequest):
+            item = ApprovalRequestItem(output_id(APPROVAL, self._response, index), index, event)
         elif isinstance(event, ServerToolCall):
             item = McpCallItem(output_id("mcp_call", self._response, index), index, event)
         else:

@@ -286,7 +286,7 @@ class McpCallItem:
             "arguments": "" if status == "in_progress" else self._call.arguments,
             "output": result.output if result is not None and result.ok else None,
             "error": {"type": "mcp_tool_execution_error", "content": content} if failed else None,
-            "approval_request_id": None,
+            "approval_request_id": self._call.approval,
         }
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qproxy.wire.endpoints import chat, validation
-from qproxy.wire.endpoints.responses import context, conversation, request_changes, tools
+from qproxy.wire.endpoints.responses import approvals, context, conversation, request_changes, tools
 from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
@@ -239,6 +239,8 @@ def decode(
         separates_rounds=True,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
+        approved_calls=approvals.approved_calls(whole, own),
+        listed_servers=approvals.listed_servers(whole),
         max_tool_calls=fields.get("max_tool_calls"),
         context=context.context_policy(fields),
         web_search=offered.web_search_request,

@@ -18,7 +18,8 @@ from qproxy.wire import tool_schemas
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.endpoints.responses.web_search import ECHOED, WebSearch, is_web_search, parse_web_search
-from qproxy.wire.events import JSON, WebSearchRequest
+from qproxy.wire.events import JSON
+from qproxy.wire.server_tools import WebSearchRequest
 
 # The kinds that are offered, each with the keys that a response repeats.
 SERVED_TYPES = {
