@@ -58,10 +58,9 @@ class BackgroundRun:
         start: Callable[[], Awaitable[EventStream]],
         save: Callable[[JSON], Awaitable[None]],
         delete: Callable[[], Awaitable[None]],
-        logger: StreamLogger | None,
     ) -> None:
         """`start` opens the response within the request's context; `save` stores the whole response, `delete`
-        removes it; `logger` gets every event."""
+        removes it."""
         self.owner = owner
         self.id = id
         self._store = store
@@ -70,9 +69,11 @@ class BackgroundRun:
         self._start = start
         self._save = save
         self._delete = delete
-        self._logger = logger
+        self._logger: StreamLogger | None = None
         self._scope = trio.CancelScope()
         self._is_stopped = False
+        self._is_failing = False
+        """Whether the last attempt to store events failed."""
         self._events: list[bytes] = []
         """Events that are not stored yet."""
         self._stored_count = 0
@@ -81,6 +82,10 @@ class BackgroundRun:
 
     def __repr__(self) -> str:
         return f"<BackgroundRun {self.id}, {self._stored_count} events stored>"
+
+    def log_to(self, logger: StreamLogger) -> None:
+        """Copy every event to a logger."""
+        self._logger = logger
 
     def cancel(self) -> None:
         """Cancel the response; it is stored as cancelled."""
@@ -113,6 +118,11 @@ class BackgroundRun:
                 await self._generate(context)
             except Exception as error:
                 self._fail(error, context)
+            except BaseExceptionGroup as group:
+                faults = group.split(trio.Cancelled)[1]
+                if not isinstance(faults, ExceptionGroup):
+                    raise
+                self._fail(faults, context)
             finally:
                 with trio.CancelScope(shield=True):  # each operation of a store has its own time limit
                     await self._conclude()
@@ -198,9 +208,12 @@ class BackgroundRun:
                     self.owner, self.id, self._stored_count, events, LEASE_SECONDS
                 )
         except ResponseStoreError as error:
-            log.warning("response %s: its events are not stored: %s", self.id, error)
+            if not self._is_failing:
+                log.warning("response %s: its events are not stored: %s", self.id, error)
+            self._is_failing = True
             self._events = events + self._events
             return RunSignal.CONTINUE
+        self._is_failing = False
         self._stored_count += len(events)
         self._readers.unpark_all()
         return signal
@@ -241,8 +254,9 @@ class BackgroundRuns:
         """Let runs start in a nursery, which outlives every request."""
         self._nursery = nursery
 
-    def check_limit(self, limit: int) -> None:
-        """Raise RequestError with status 429 if this process has as many runs as it may."""
+    def add(self, run: BackgroundRun, limit: int) -> None:
+        """Add a run, which is started or removed next. Raises RequestError with status 429 if this process
+        has as many as it may."""
         if len(self._runs) >= limit:
             message = (
                 f"The server generates {len(self._runs)} responses in the background, its limit "
@@ -255,11 +269,16 @@ class BackgroundRuns:
                 code="too_many_background_responses",
                 retry_after=RETRY_AFTER,
             )
+        self._runs[run.owner, run.id] = run
+
+    def remove(self, run: BackgroundRun) -> None:
+        """Remove a run that has ended, or is not started."""
+        del self._runs[run.owner, run.id]
+        self._ended.unpark_all()
 
     def start(self, run: BackgroundRun, context: RequestContext) -> None:
         """Start a queued run, which takes over what its request has acquired."""
         assert self._nursery is not None, "the lifespan of the app is running"
-        self._runs[run.owner, run.id] = run
         self._nursery.start_soon(self._run, run, context, context.stack.pop_all())
 
     def get(self, owner: str, id: str) -> BackgroundRun | None:
@@ -292,5 +311,4 @@ class BackgroundRuns:
         except Exception:
             log.exception("response %s failed in the background", run.id)
         finally:
-            del self._runs[run.owner, run.id]
-            self._ended.unpark_all()
+            self.remove(run)

@@ -218,8 +218,15 @@ async def test_the_number_of_runs_is_limited(autojump_clock):
     """Beyond max_background_responses there is a 429 that names the setting, until one has ended."""
     async with world(max_background_responses=2) as w:
         w.emulator.script(slow(), slow())
-        for _ in range(2):
-            assert (await send(w, "POST", PATH, ASK))[0] == 200
+        statuses = []
+
+        async def create():
+            statuses.append((await send(w, "POST", PATH, ASK))[0])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(create)
+        assert sorted(statuses) == [200, 200, 429, 429, 429]
         status, head, refused = await w.post(ASK, PATH)
         assert (status, refusal(refused).code) == (429, "too_many_background_responses")
         assert "max_background_responses" in refused["error"]["message"]

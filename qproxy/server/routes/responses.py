@@ -130,10 +130,7 @@ class ResponseHistory(NoHistory):
         assert isinstance(encoder, responses.Encoder)
         assert state.responses is not None
         assert state.response_runs is not None
-        state.background_runs.check_limit(state.request_limits.max_background_responses)
-        clients, logger = ClientResponses(state, self._owner), None
-        if state.body_logger:
-            logger = context.stack.enter_context(closing(state.body_logger.streaming(context.record)))
+        clients = ClientResponses(state, self._owner)
         run = BackgroundRun(
             self._owner,
             turn.id,
@@ -143,11 +140,17 @@ class ResponseHistory(NoHistory):
             start=start,
             save=partial(self.save, turn),
             delete=partial(clients.delete, turn.id),
-            logger=logger,
         )
         queued = responses.queued_response(turn)
-        await state.responses.save(self._stored(turn, queued))
-        await run.queue()
+        state.background_runs.add(run, state.request_limits.max_background_responses)
+        try:
+            await state.responses.save(self._stored(turn, queued))
+            await run.queue()
+        except BaseException:
+            state.background_runs.remove(run)
+            raise
+        if state.body_logger:
+            run.log_to(context.stack.enter_context(closing(state.body_logger.streaming(context.record))))
         state.background_runs.start(run, context)
         if responses.request_of(turn).streams:
             return await clients.stream(turn.id, -1)
