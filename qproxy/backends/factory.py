@@ -125,6 +125,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         grants=shared.grants,
         credentials=credentials(config),
         credential_opener=credentials,
+        login_sessions=lambda tasks: shared.open_login_sessions(LocalLoginSessions(tasks)),
         responses=stores.responses,
         conversations=stores.conversations,
         response_runs=stores.response_runs,

@@ -59,7 +59,7 @@ from tests.backends import fakes
 from tests.backends.redis import members as engine
 from tests.backends.redis.link import Link
 from tests.backends.redis.machines import open_credentials
-from tests.backends.redis.process import open_api_keys
+from tests.backends.redis.process import LOGINS, open_api_keys, open_login_sessions, start_client
 from tests.telemetry.factories import record
 
 START = 1_764_500_000.0
@@ -564,9 +564,12 @@ async def test_one_process_refreshes_at_a_time(credential_stores, autojump_clock
 # Logins
 
 
-@pytest.fixture
-def open_logins(member):
-    return fakes.FakeLoginSessions if member == "fake" else LocalLoginSessions
+@pytest.fixture(params=["fake", "local", "redis"])
+async def open_logins(request, nursery, autojump_clock):
+    if request.param == "redis":
+        client = await start_client(Link(request.getfixturevalue("valkey")), nursery, [LOGINS])
+        return lambda tasks: open_login_sessions(client, nursery, tasks)
+    return fakes.FakeLoginSessions if request.param == "fake" else LocalLoginSessions
 
 
 async def test_a_login_in_progress_is_shared(open_logins, tmp_path, autojump_clock):
@@ -853,6 +856,7 @@ def test_sql_is_confined_to_the_local_backends():
         "backends/factory.py",
         "backends/stores.py",
         "backends/ledgers.py",
+        "backends/sealing.py",
         "backends/shared_commands.py",
         "diagnostics/system.py",
         "system/sqlite.py",

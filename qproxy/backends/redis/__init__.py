@@ -26,6 +26,7 @@
     stores         opens the stores of what is sealed
     key_table, api_keys   ApiKeyStore
     credentials    CredentialStore
+    login_sessions LoginSessions
     sealing        encryption of what the server must not read
     shared_state   all members of a process
     monitor        metrics and the list of processes, for operators

@@ -11,12 +11,14 @@ from pathlib import Path
 import trio
 
 from qproxy.access.grants import GrantStore
+from qproxy.auth.login_sessions import LoginSessions
 from qproxy.backends.redis import stores
 from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.credentials import CREDENTIALS
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
+from qproxy.backends.redis.login_sessions import LOGINS, RedisLoginSessions
 from qproxy.backends.redis.monitor import RedisMonitor
 from qproxy.backends.redis.outbox import Outbox
 from qproxy.backends.redis.permissions import PERMISSIONS
@@ -30,10 +32,10 @@ from qproxy.backends.redis.usage_limiter import RedisUsageLimiter
 from qproxy.ledger import UsageLedger
 
 SHARED = (
-    "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions, "
+    "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions, logins in progress, "
     "accounts' cooldowns, circuits and limits"
 )
-LOCAL = "logins in progress, audit log"
+LOCAL = "audit log"
 """What each machine, or process, still has of its own."""
 SEALED = (
     "tokens of logged-in accounts, stored responses, conversations, background responses, tool rounds, "
@@ -43,7 +45,7 @@ SEALED = (
 CLOSE_SECONDS = 2.0
 """Maximum seconds at the end for the last exchange of account states."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, ACCOUNTS, GRANTS, API_KEYS, CREDENTIALS, PERMISSIONS, *stores.SCRIPTS)
+SCRIPTS = (LIMITS, ACCOUNTS, GRANTS, API_KEYS, CREDENTIALS, LOGINS, PERMISSIONS, *stores.SCRIPTS)
 log = logging.getLogger("qproxy.backends")
 
 
@@ -76,6 +78,7 @@ class SharedState:
         self.account_state = RedisAccountState(client, accounts, self.subscriber)
         self.grants = RedisGrants(client, grants)
         self.sealer = sealer
+        self._logins: RedisLoginSessions | None = None
         self.stores = None if sealer is None else RedisStores(client, sealer)
         self.monitor = RedisMonitor(client, self._count_unsettled)
 
@@ -84,6 +87,11 @@ class SharedState:
 
     def _count_unsettled(self) -> int:
         return len(self._outbox) + sum(subjects.active for subjects in self._subjects)
+
+    def open_login_sessions(self, local: LoginSessions) -> LoginSessions:
+        """Return the logins of all processes; `local` runs those of this one."""
+        self._logins = RedisLoginSessions(self.client, local)
+        return self._logins
 
     async def run(self) -> None:
         """Serve the members until cancelled, and then send what the server does not know yet."""
@@ -114,5 +122,7 @@ class SharedState:
                 nursery.start_soon(self.subscriber.run)
                 if self.key_table is not None:
                     nursery.start_soon(self.key_table.run, self.subscriber)
+                if self._logins is not None:
+                    nursery.start_soon(self._logins.run, self.subscriber)
                 for subjects in self._subjects:
                     nursery.start_soon(subjects.run)

@@ -8,12 +8,18 @@ from typing import Any
 import trio
 
 from qproxy.access.api_keys import ApiKey
+from qproxy.auth.background import RefreshTasks
+from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.redis.api_keys import RedisApiKeys
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
-from qproxy.backends.redis.script import Script
+from qproxy.backends.redis.login_sessions import RedisLoginSessions
+from qproxy.backends.redis.script import Script, load_script
+from qproxy.backends.redis.subscriber import Subscriber
 from tests.backends.redis.link import Link
-from tests.backends.redis.server import Server
+from tests.backends.redis.server import Server, with_clock
+
+LOGINS = with_clock(load_script("logins"))
 
 
 async def start_client(
@@ -64,3 +70,12 @@ async def open_api_keys(
     stores.append(store)
     store.open = stores
     return store
+
+
+def open_login_sessions(
+    client: RedisClient, nursery: trio.Nursery, tasks: RefreshTasks, subscriber: Subscriber | None = None
+) -> RedisLoginSessions:
+    """Return the logins of a process, which publishes them each second: a link has no messages."""
+    logins = RedisLoginSessions(client, LocalLoginSessions(tasks), script=LOGINS)
+    nursery.start_soon(logins.run, subscriber or Subscriber(client))
+    return logins

@@ -65,7 +65,7 @@ async def test_what_a_process_has_not_sent_is_sent_at_its_end(valkey, caplog):
     text = " ".join(record.getMessage() for record in caplog.records)
     assert "API keys, their rate limits and budgets" in text
     assert "accounts' cooldowns, circuits and limits" in text
-    assert text.partition("; local: ")[2].startswith("logins in progress")
+    assert text.partition("; local: ")[2].startswith("audit log")
 
 
 def test_a_key_is_purged_on_the_server(valkey, tmp_path, monkeypatch, capsys):
