@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import trio
 
@@ -29,6 +29,9 @@ from qproxy.backends.redis.server_clock import ServerClock
 log = logging.getLogger("qproxy.backends")
 COUNT_SECONDS = 10.0
 """After which counts are published that no process waits for; events are published at once."""
+
+
+Kind: TypeAlias = Literal["offer", "event", "counts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +138,23 @@ class AccountCopy:
 
     def _make_write(self) -> Write:
         delta = self._pending or AccountStateDelta(self._state.name, in_flight=self._in_flight)
-        offset, event = self._server_clock.offset, self._is_lost or self._is_event(delta)
-        offers = offers_of(self._state, offset) if self._is_lost else []
-        arguments = self.arguments(next(self._numbers), event, *offers, *operations_of(delta, offset))
+        offset = self._server_clock.offset
+        kind: Kind = "event" if self._is_event(delta) else "counts"
+        operations = operations_of(delta, offset)
+        if self._is_lost:
+            kind, operations = "offer", [*offers_of(self._state, offset), *operations]
+        arguments = self.arguments(next(self._numbers), kind, *operations)
         self._pending, self._in_flight, self._counted_at = None, delta.in_flight, self._clock()
         return Write(arguments, delta, self._is_lost)
 
-    def arguments(self, number: int, event: bool, *operations: Argument) -> tuple[Argument, ...]:
+    def arguments(self, number: int, kind: Kind, *operations: Argument) -> tuple[Argument, ...]:
         """Return the arguments of the script."""
-        head = (self._client.process, number, self._channel, self.name, self._version, int(event))
+        head = (self._client.process, number, self._channel, self.name, self._version, kind)
         return (*head, *operations)
 
     def _send(self) -> None:
         write, self._ended = self._write, trio.Event()
-        arguments = self.arguments(0, False) if write is None else write.arguments
+        arguments = self.arguments(0, "counts") if write is None else write.arguments
         command = self._client.script_command(self._script, self.key, *arguments)
         try:
             self._client.send(command, partial(self._end, write, self._wall_clock()))
@@ -172,7 +178,7 @@ class AccountCopy:
         self._server_clock.observe(sent_at, float(now), wall_clock)
         is_offer = write is not None and write.is_offer
         if not is_offer and self._knows_more_than(made_at, version):
-            self._keep(write)
+            self._keep(write, was_executed=int(version or 0) >= int(self._version))
             return
         self._is_lost = False
         if len(reply) > 4:
@@ -189,11 +195,15 @@ class AccountCopy:
             return False
         return made_at != self._made_at or int(version or 0) < int(self._version)
 
-    def _keep(self, write: Write | None) -> None:
+    def _keep(self, write: Write | None, *, was_executed: bool) -> None:
         """Keep this copy, with what was written, until it has been offered."""
         self._is_lost = True
-        if write is not None:
+        if write is None:
+            return
+        if was_executed:
             self._state = merge(self._state, write.delta, self._client.process, self._wall_clock())
+        else:
+            self._pending = combine_deltas(write.delta, self._pending or AccountStateDelta(write.delta.name))
 
 
 def combine_deltas(first: AccountStateDelta, second: AccountStateDelta) -> AccountStateDelta:

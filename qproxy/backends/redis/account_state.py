@@ -93,7 +93,9 @@ class RedisAccountState:
             for part in ("claim", key, cooldown_text(cooldown, offset))
         ]
         try:
-            reply = await self._client.run_script(self._script, copy.key, *copy.arguments(0, True, *claims))
+            reply = await self._client.run_script(
+                self._script, copy.key, *copy.arguments(0, "event", *claims)
+            )
         except RedisError:  # a probe too many does no harm
             return True
         copy.apply(reply, sent_at)
@@ -128,7 +130,7 @@ class RedisAccountState:
         try:
             for identity in identities:
                 copy, sent_at = self._copy(identity), self._wall_clock()
-                command = copy.arguments(0, False)
+                command = copy.arguments(0, "counts")
                 copy.apply(await self._client.run_script(self._script, copy.key, *command), sent_at)
                 if copy.exists:
                     levels = await self._read_levels(copy.name)

@@ -1,7 +1,8 @@
 -- The state of one account (KEYS[1], a hash): publish what happened in a process, and return what happened in all.
 -- All time is the server's.
 --
--- ARGV: process, number (0: not numbered), channel, name, version that is known, event (1 or 0), then operations:
+-- ARGV: process, number (0: not numbered), channel, name, version that is known, kind ("offer" to a server that has
+-- lost data, "event" for a new version, or "counts"), then operations:
 --   cool KEY TEXT, drop KEY, end KEY AT, wake AT, claim KEY TEXT: cooldowns, as "end since probing ..."
 --   later FIELD AT TEXT, set FIELD TEXT, remove FIELD, add FIELD AMOUNT, least FIELD AMOUNT: other fields
 --   tail TEXT, tailed TEXT: results appended, or put where there are none; sent COUNT: requests; flight COUNT
@@ -107,8 +108,10 @@ local function clean()
   for n = 1, #cooldowns - MAX_COOLDOWNS do redis.call('HDEL', key, cooldowns[n][2]) end
 end
 
+-- A write is not executed on a hash that lacks what its sender knows: it comes again, after an offer.
 local known, changed = A[5], false
-if position <= #A and (number == 0 or number > number_of('n:' .. process)) then
+local lacking = A[6] ~= 'offer' and number_of('v') < (tonumber(known) or -math.huge)
+if position <= #A and not lacking and (number == 0 or number > number_of('n:' .. process)) then
   while position <= #A do operations[take()]() end
   for _, claim in ipairs(granted == 1 and claims or {}) do
     if parse(claim[2]).since > ended_at(claim[1]) then put('c:' .. claim[1], claim[2]) end
@@ -119,7 +122,7 @@ if changed then
   if number > 0 then put('n:' .. process, string.format('%d %.6f', number, now)) end
   local version = get('v')
   if not get('b') then put('b', string.format('%.6f', now)) end
-  if A[6] == '1' or not version then
+  if A[6] ~= 'counts' or not version then
     put('v', string.format('%.0f', math.max((tonumber(version) or 0) + 1, math.floor(now * 1e6))))
     redis.call('PUBLISH', A[3], A[4] .. ' ' .. process)
   end

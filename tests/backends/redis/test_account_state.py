@@ -185,6 +185,29 @@ async def test_a_server_that_has_lost_everything_gets_it_back(server, nursery, a
 
 
 @pytest.mark.parametrize("seed", range(4))
+async def test_lost_data_doubles_no_count(seed, server, nursery, autojump_clock):
+    """Whichever process comes first, with news or without: the server knows again what any of them knew."""
+    chance = random.Random(seed)
+    stores = [await open_account_state(server, nursery) for _ in range(3)]
+    requests = known = 0
+    for _ in range(4):
+        for _ in range(12):
+            count = chance.randrange(4)
+            requests += count
+            delta = AccountStateDelta("a", requests=count, quota=("x",) if chance.random() < 0.4 else None)
+            await view(chance.choice(stores), delta)
+            await trio.sleep(chance.choice((0, 0.3, 4)))
+        for store in (*stores, *stores, *stores):
+            await trio.sleep(COUNT_SECONDS / 2)
+            await view(store)
+        found = int(server.execute("HGET", stores[0]._copy("id").key, "requests"))
+        assert known <= found <= requests
+        known = max(store._copy("id").state().requests for store in stores)
+        server.execute("FLUSHALL")
+    assert known >= requests - 4 * COUNT_SECONDS
+
+
+@pytest.mark.parametrize("seed", range(4))
 async def test_what_happens_counts_once_over_faults(seed, server, nursery, autojump_clock):
     """Over cut and frozen connections, with late executions: the server's counts are the processes'."""
     chance = random.Random(seed)
