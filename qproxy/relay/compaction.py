@@ -16,6 +16,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import trio
 
@@ -23,7 +24,7 @@ from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
 from qproxy.relay.wakeup import Wakeup
 from qproxy.telemetry import RelayRecord
-from qproxy.wire.compaction import Summary, compacted_turn, shorten, split_messages, summary_turn
+from qproxy.wire.compaction import Summary, clip, compacted_turn, shorten, split_messages, summary_turn
 from qproxy.wire.dialects.error_mapping import CONTEXT_EXCEEDED
 from qproxy.wire.errors import QproxyError, UpstreamError
 from qproxy.wire.events import (
@@ -43,7 +44,7 @@ from qproxy.wire.sealing import NONCE_BYTES, TextSealer
 from qproxy.wire.tool_rounds import add_usage
 
 log = logging.getLogger("qproxy.relay")
-MAX_SHORTENINGS = 4
+MAX_SHORTENINGS = 6
 """How often a prompt is shortened; each time by what the server reports as too much, or by half."""
 DEFAULT_THRESHOLD = 0.8
 """The share of a model's context above which a conversation is summarized, if the client names none."""
@@ -107,11 +108,18 @@ def _default_threshold(relay: Relay, turn: Turn) -> int | None:
     return int(spec.context * DEFAULT_THRESHOLD) if spec.context and spec.knows("context") else None
 
 
-async def _open_shortened(respond: OpenResponse, turn: Turn, error: QproxyError | None = None) -> EventStream:
-    """Return a response to as much of a turn as fits; `error` is that of the whole one."""
+async def _open_shortened(
+    respond: OpenResponse, turn: Turn, error: QproxyError | None = None, *, clips: bool = False
+) -> EventStream:
+    """Return a response to as much of a turn as fits; `error` is that of the whole one.
+
+    With `clips` long texts are cut where no message can be dropped.
+    """
     for _ in range(MAX_SHORTENINGS):
         if error is not None:
             shorter = shorten(turn, error.overflow)
+            if shorter is None and clips:
+                shorter = clip(turn, error.overflow)
             if shorter is None:
                 raise error
             turn = shorter
@@ -156,10 +164,10 @@ class _Compaction:
             self.record.rounds += 1
             return await self._respond(compacted_turn(turn, summary))
 
-        summary = await _open_shortened(summarize, before)
-        return CompactionStream(
-            summary, held, self, is_whole=turn is not None, kept=kept, go_on=None if turn is None else go_on
-        )
+        stream = await _open_shortened(summarize, before, clips=True)
+        settings = () if before.context is None else before.context.settings
+        draft = Summary("", turn is not None, kept, settings)
+        return CompactionStream(stream, held, self, draft, None if turn is None else go_on)
 
 
 class CompactionStream:
@@ -167,20 +175,18 @@ class CompactionStream:
 
     def __init__(
         self,
-        summary: EventStream,
+        stream: EventStream,
         held: AsyncExitStack,
         request: _Compaction,
-        *,
-        is_whole: bool,
-        kept: tuple[JSON, ...],
+        draft: Summary,
         go_on: Callable[[Summary], Awaitable[EventStream]] | None,
     ) -> None:
-        """`held` closes the summary's connection; `go_on` opens the rest of the response, if there is one."""
-        self._stream: EventStream | None = summary
+        """`stream` has the text of the `draft`, and `held` closes its connection; `go_on` opens the rest of
+        the response, if there is one."""
+        self._stream: EventStream | None = stream
         self._held = held
         self._request = request
-        self._is_whole = is_whole
-        self._kept = kept
+        self._draft = draft
         self._go_on = go_on
         self._text: list[str] = []
         self._reason = "stop"
@@ -251,7 +257,7 @@ class CompactionStream:
             self._finish_summary()
 
     def _finish_summary(self) -> None:
-        summary = Summary("".join(self._text).strip(), self._is_whole, self._kept)
+        summary = replace(self._draft, text="".join(self._text).strip())
         if self._reason != "stop" or not summary.text:
             what = "is empty" if not summary.text else f"is not complete (finish reason {self._reason!r})"
             message = (

@@ -27,6 +27,8 @@ KEPT_SHARE = 4
 """The messages that stay as they are take at most 1/4 of the threshold."""
 UNKNOWN_SHARE = 0.5
 """The share of a prompt that remains where its server does not report how much too long it is."""
+MIN_CLIPPED = 2000
+"""Characters of a text that is not cut for a summary."""
 FITTING_SHARE = 0.9
 """The share of the room in a context that a shortened prompt takes: its tokens are estimated."""
 DROPPED_PARAMS = (
@@ -64,21 +66,22 @@ class Summary:
     """Whether it replaces the client's messages too."""
     kept: tuple[JSON, ...] = ()
     """The messages that follow it as they were."""
+    settings: tuple[JSON, ...] = ()
+    """The endpoint's items that are no messages and stay in effect."""
 
     def messages(self) -> list[JSON]:
         """Return the chat messages that stand for the conversation before it."""
         return [{"role": "user", "content": HEADER + self.text}, *self.kept]
 
     def to_json(self) -> str:
-        return json_codec.dumps(
-            {"summary": self.text, "whole": self.is_whole, "kept": list(self.kept)}
-        ).decode()
+        fields = {"summary": self.text, "whole": self.is_whole, "kept": self.kept, "settings": self.settings}
+        return json_codec.dumps(fields).decode()
 
 
 def summary_from_json(text: str) -> Summary:
     """Return a summary that `Summary.to_json` wrote."""
     fields = json_codec.loads(text.encode())
-    return Summary(fields["summary"], fields["whole"], tuple(fields["kept"]))
+    return Summary(fields["summary"], fields["whole"], tuple(fields["kept"]), tuple(fields["settings"]))
 
 
 def summary_turn(turn: Turn) -> Turn:
@@ -150,6 +153,27 @@ def shorten(turn: Turn, overflow: ContextOverflow | None) -> Turn | None:
         return None
     shorter = replace(turn, messages=kept, raw_fields=None)
     return replace(shorter, token_estimate=turn.token_estimate.resized(prompt_size(shorter)))
+
+
+def clip(turn: Turn, overflow: ContextOverflow | None) -> Turn | None:
+    """Return the turn with long texts cut in their middle, so that it should fit; None if none is long.
+
+    For a summary of what cannot be dropped: a file that a tool has read, or that the user has pasted.
+    """
+    share = _fitting_share(overflow)
+    messages = [_clipped(message, share) for message in turn.messages]
+    if all(after is before for after, before in zip(messages, turn.messages, strict=True)):
+        return None
+    return replace(turn, messages=messages, raw_fields=None)
+
+
+def _clipped(message: JSON, share: float) -> JSON:
+    content = message.get("content")
+    if _is_instruction(message) or not isinstance(content, str) or len(content) <= MIN_CLIPPED:
+        return message
+    half = max(MIN_CLIPPED, int(len(content) * share)) // 2
+    left_out = len(content) - 2 * half
+    return {**message, "content": f"{content[:half]}\n[{left_out} characters left out]\n{content[-half:]}"}
 
 
 def _is_instruction(message: JSON) -> bool:

@@ -58,6 +58,8 @@ class ContextPolicy:
     """Whether the oldest messages may be dropped where the prompt does not fit."""
     is_stored: bool = False
     """Whether the conversation is stored here, so that the client cannot shorten it."""
+    settings: tuple[JSON, ...] = ()
+    """The endpoint's items that are no messages and stay in effect after a summary."""
 
 
 @dataclass(frozen=True, slots=True)

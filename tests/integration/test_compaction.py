@@ -258,6 +258,35 @@ async def test_a_compaction_that_does_not_fit_summarizes_the_newest_messages():
         assert sent[-2:] == [words[-1], {"role": "user", "content": PROMPT}]
 
 
+async def test_a_compaction_of_one_long_result_cuts_it():
+    """What cannot be dropped, a result or a pasted text, is cut in its middle for the summary."""
+    async with world(emulator=limited(), compact_on_overflow=True) as w:
+        first = await create(w, input=[QUESTION], tools=[TOOL])
+        long = {**RESULT, "output": "begin " + "word " * 9000 + "end"}
+        asked = {"input": [CALL, long], "tools": [TOOL], "previous_response_id": first["id"]}
+        whole = await create(w, **asked)
+        assert whole["output"][0]["type"] == "compaction"
+        cut = next(m["content"] for m in prompts(w)[-2] if m["role"] == "tool")
+        assert (cut[:6], cut[-4:], "characters left out" in cut) == ("begin ", " end", True)
+        assert prompts(w)[-1] == [{"role": "user", "content": prompts(w)[-1][0]["content"]}, QUESTION]
+
+
+async def test_items_that_change_requests_stay_in_effect():
+    """Tools and settings of a compacted conversation are sealed with the summary."""
+    update = {"type": "configuration_update", "reasoning": {"effort": "low"}}
+    tools = {"type": "additional_tools", "role": "developer", "tools": [TOOL]}
+    async with world() as w:
+        (item,) = (await create(w, input=[tools, QUESTION, update, TRIGGER]))["output"]
+        whole = await create(
+            w, input=[item, {"role": "user", "content": "Hello"}], reasoning={"effort": "high"}
+        )
+        assert whole["reasoning"]["effort"] == "low"
+        assert [tool["name"] for tool in whole["tools"]] == ["look_up"]
+        later = {**update, "reasoning": {"effort": "medium"}}
+        whole = await create(w, input=[update, item, later, {"role": "user", "content": "Hello"}])
+        assert whole["reasoning"]["effort"] == "medium"
+
+
 FAILURES = {
     "empty": (summary_of(""), "compaction_failed"),
     "truncated": (

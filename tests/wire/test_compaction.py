@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import compaction
-from qproxy.wire.compaction import Summary, compacted_turn, shorten, split_messages, summary_turn
+from qproxy.wire.compaction import (
+    MIN_CLIPPED,
+    Summary,
+    clip,
+    compacted_turn,
+    shorten,
+    split_messages,
+    summary_turn,
+)
 from qproxy.wire.context_overflow import ContextOverflow
 from qproxy.wire.events import ContextPolicy, Turn
 
@@ -56,7 +64,7 @@ def test_a_short_exchange_stays_as_it_is():
 
 def test_a_turn_goes_on_from_a_summary():
     """Instructions, the summary and the kept messages are the new conversation, at its own size."""
-    summary = Summary("It rains.", is_whole=True, kept=(user("q"),))
+    summary = Summary("It rains.", is_whole=True, kept=(user("q"),), settings=({"type": "additional_tools"},))
     assert compaction.summary_from_json(summary.to_json()) == summary
     asked = turn(SYSTEM, user("a" * 4000), user("q"), context=ContextPolicy(compacts=True))
     then = compacted_turn(asked, summary)
@@ -76,6 +84,19 @@ def test_the_oldest_messages_are_dropped_by_the_reported_numbers():
     assert shorter.messages == [SYSTEM, user("q"), *messages[7:]]
     assert shorten(shorter, ContextOverflow(limit=1, prompt=1000)) is None, "the newest call is needed"
     assert shorten(turn(user("a" * 4000)), None) is None
+
+
+def test_long_texts_are_cut_for_a_summary():
+    """Both ends of a long text stay, short ones and instructions stay whole, and it ends at a minimum."""
+    text = "a" * 50_000 + "b" * 50_000
+    shorter = clip(turn({**SYSTEM, "content": text}, user(text), user("q")), ContextOverflow(500, 1000))
+    assert shorter is not None
+    system, question, last = shorter.messages
+    assert (system["content"], last) == (text, user("q"))
+    assert question["content"] == f"{'a' * 22_500}\n[55000 characters left out]\n{'b' * 22_500}"
+    while (again := clip(shorter, None)) is not None and len(again.messages[1]["content"]) > MIN_CLIPPED + 50:
+        shorter = again
+    assert clip(turn(user("q" * MIN_CLIPPED)), None) is None
 
 
 messages = st.lists(

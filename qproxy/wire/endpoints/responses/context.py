@@ -5,7 +5,8 @@ OpenAPI `ContextManagementParam`, `CompactionTriggerItemParam`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses.input_items import TRIGGER
@@ -28,8 +29,11 @@ def context_management(value: JSON, path: str) -> JSON:
 validation.with_schema(context_management, type="array", items={"type": "object"})
 
 
-def context_policy(fields: Mapping[str, JSON]) -> ContextPolicy | None:
-    """Return what the request permits where its conversation is too long; None for nothing."""
+def context_policy(fields: Mapping[str, JSON], settings: Sequence[JSON]) -> ContextPolicy | None:
+    """Return what the request permits where its conversation is too long; None for nothing.
+
+    `settings` are the items of the conversation that change the request.
+    """
     entries, management = fields["input"], fields.get("context_management", [])
     last = entries[-1] if isinstance(entries, list) and entries else {}
     policy = ContextPolicy(
@@ -41,4 +45,4 @@ def context_policy(fields: Mapping[str, JSON]) -> ContextPolicy | None:
         truncates=fields.get("truncation") == "auto",
         is_stored="previous_response_id" in fields or "conversation" in fields,
     )
-    return None if policy == NO_POLICY else policy
+    return None if policy == NO_POLICY else replace(policy, settings=tuple(settings))

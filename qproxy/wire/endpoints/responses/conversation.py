@@ -13,6 +13,7 @@ the summary is whole (`wire.compaction`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from qproxy.wire import compaction, json_codec
 from qproxy.wire.endpoints.responses import approvals, content_parts, namespaces, tool_items
@@ -24,17 +25,33 @@ UNSENT_TYPES = ("web_search_call", "mcp_list_tools")
 """Items that show clients what was done, and mean nothing to a model."""
 
 
-def to_messages(items: Sequence[JSON], unseal: Callable[[str], str]) -> list[JSON]:
-    """Return the chat messages of a conversation's items; `unseal` returns the text of a compaction item."""
+class ModelInput(NamedTuple):
+    """The items of a conversation, as a model gets them."""
+
+    messages: list[JSON]
+    """Chat messages."""
+    settings: list[JSON]
+    """The items that change the request."""
+
+
+def parse_conversation(items: Sequence[JSON], unseal: Callable[[str], str]) -> ModelInput:
+    """Return a conversation by its canonical items; `unseal` returns the text of a compaction item."""
     items = approvals.resolve(items)
-    numbers = [number for number, item in enumerate(items) if item["type"] == "compaction"]
-    if not numbers:
-        return _messages(items)
-    last = numbers[-1]
+    last = max((number for number, item in enumerate(items) if item["type"] == "compaction"), default=None)
+    if last is None:
+        return ModelInput(_messages(items), _settings(items))
     summary = compaction.summary_from_json(unseal(items[last]["encrypted_content"]))
     roles = compaction.INSTRUCTION_ROLES if summary.is_whole else (*compaction.INSTRUCTION_ROLES, "user")
-    before = [item for item in items[:last] if item["type"] == "message" and item["role"] in roles]
-    return [*_messages(before), *summary.messages(), *_messages(items[last + 1 :])]
+    before, after = items[:last], items[last + 1 :]
+    stay = [item for item in before if item["type"] == "message" and item["role"] in roles]
+    return ModelInput(
+        [*_messages(stay), *summary.messages(), *_messages(after)],
+        [*_settings(before), *summary.settings, *_settings(after)],
+    )
+
+
+def _settings(items: Iterable[JSON]) -> list[JSON]:
+    return [item for item in items if item["type"] in SETTINGS]
 
 
 def _messages(items: Iterable[JSON]) -> list[JSON]:

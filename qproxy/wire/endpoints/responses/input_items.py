@@ -1,6 +1,6 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
-`ITEM_TYPES` has every type of OpenAI's input items: served, dropped and named, or rejected. Items are dropped
+`ITEM_TYPES` has every type of OpenAI's input items: served, or dropped and named. Items are dropped
 whose omission changes nothing for a Qwen model, because agents replay whole responses; unknown types are too.
 An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
 
@@ -66,9 +66,6 @@ def parse_items(
         elif kind == TRIGGER:
             if number != len(value) - 1:
                 validation.wrong_value(path, f"an item of the type {TRIGGER!r} must be the last one.")
-        elif row.treatment == "rejected":
-            message = f"Items of the type {kind!r} are not supported: {row.meaning}."
-            raise RequestError(message, param=f"{path}.type", code="unsupported_parameter")
         elif row.parse is None:
             ignored.append(path)
         else:
@@ -280,7 +277,7 @@ def _additional_tools(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 class ItemType(NamedTuple):
     """The treatment of a type of input items."""
 
-    treatment: Literal["served", "dropped", "rejected"]
+    treatment: Literal["served", "dropped"]
     meaning: str
     """What it becomes, or why it does not."""
     parse: Callable[[Mapping[str, JSON], str], dict[str, JSON]] | None = None

@@ -214,11 +214,13 @@ def decode(
         before={item["id"] for item in before},
         unseal=unseal,
     )
-    whole = [*before, *own]
-    fields = request_changes.apply_updates(fields, whole)
-    offered = request_changes.parse_all_tools(fields, whole)
     stored_in = "conversation" if "conversation" in fields else "previous_response_id"
-    messages = conversation.to_messages(whole, partial(items.check_sealed, unseal=unseal, path=stored_in))
+    whole = [*before, *own]
+    messages, settings = conversation.parse_conversation(
+        whole, partial(items.check_sealed, unseal=unseal, path=stored_in)
+    )
+    fields = request_changes.apply_updates(fields, settings)
+    offered = request_changes.parse_all_tools(fields, settings)
     if fields.get("instructions"):
         messages.insert(0, {"role": "system", "content": fields["instructions"]})
     _check_length(messages, max_messages)
@@ -242,7 +244,7 @@ def decode(
         approved_calls=approvals.approved_calls(whole, own),
         listed_servers=approvals.listed_servers(whole),
         max_tool_calls=fields.get("max_tool_calls"),
-        context=context.context_policy(fields),
+        context=context.context_policy(fields, settings),
         web_search=offered.web_search_request,
         ignored=(*_ignored(fields, qwen_params), *dropped, *offered.ignored),
         endpoint_state=_endpoint_state(fields, offered, own, params, keeps),

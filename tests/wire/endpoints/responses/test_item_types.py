@@ -12,6 +12,7 @@ from openai.types.responses import ResponseIncludable, ResponseInputItem, Respon
 from qproxy.wire.compaction import HEADER, Summary
 from qproxy.wire.endpoints import responses
 from qproxy.wire.endpoints.responses import tool_items
+from qproxy.wire.endpoints.responses.approvals import DENIED
 from qproxy.wire.endpoints.responses.input_items import ALIASES, ITEM_TYPES
 from qproxy.wire.endpoints.responses.request import INCLUDES
 from qproxy.wire.errors import RequestError, UpstreamError
@@ -23,6 +24,7 @@ from qproxy.wire.events import (
     RefusalDelta,
     SearchInfo,
     ServerToolCall,
+    ServerToolList,
     ServerToolResult,
     StreamFailed,
     TextDelta,
@@ -106,6 +108,7 @@ def result(content, id="c1"):
 FUNCTION = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 CUSTOM = {"type": "custom_tool_call", "call_id": "c1", "name": "p", "input": "x"}
 TOOL = {"type": "function", "name": "g", "parameters": {"type": "object"}}
+APPROVAL = {"type": "mcp_approval_request", "id": "ma", "server_label": "s", "name": "f", "arguments": "{}"}
 SHELL = {"commands": ["ls"]}
 SERVED: dict[str, tuple[list[Any], list[Any]]] = {
     "message": ([USER], [USER]),
@@ -129,6 +132,9 @@ SERVED: dict[str, tuple[list[Any], list[Any]]] = {
     "apply_patch_call_output": ([{"type": "apply_patch_call_output", "call_id": "c1", "status": "failed"}], [result("failed")]),
     "computer_call": ([{"type": "computer_call", "id": "x", "call_id": "c1", "actions": [{"type": "screenshot"}]}], [call("computer", '{"actions":[{"type":"screenshot"}]}')]),
     "computer_call_output": ([{"type": "computer_call_output", "call_id": "c1", "output": {"type": "computer_screenshot", "image_url": "data:x"}}], [result([{"type": "image_url", "image_url": {"url": "data:x"}}])]),
+    "mcp_list_tools": ([USER, {"type": "mcp_list_tools", "id": "ml", "server_label": "s", "tools": []}], [USER]),
+    "mcp_approval_request": ([USER, APPROVAL], [USER]),
+    "mcp_approval_response": ([USER, APPROVAL, {"type": "mcp_approval_response", "approval_request_id": "ma", "approve": False}], [USER, call("s__f", "{}", "ma"), result(DENIED, "ma")]),
     "program": ([{"type": "program", "id": "x", "call_id": "c1", "code": "1+1", "fingerprint": "f"}], [call("program", '{"code":"1+1"}')]),
     "program_output": ([{"type": "program_output", "id": "x", "call_id": "c1", "result": "2", "status": "completed"}], [result("2")]),
 }  # fmt: skip
@@ -136,20 +142,15 @@ SERVED: dict[str, tuple[list[Any], list[Any]]] = {
 
 @pytest.mark.parametrize("kind", ITEM_TYPES)
 def test_treatment(kind):
-    """Each type is served as the table has it, dropped and named, or a 400 that names it."""
+    """Each type is served as the table has it, or dropped and named."""
     row = ITEM_TYPES[kind]
     if row.treatment == "served":
         items, messages = SERVED[kind]
         assert decode(*items).messages == messages
         assert decode(*items).ignored == ()
-    elif row.treatment == "dropped":
+    else:
         turn = decode(USER, {"type": kind})
         assert (turn.messages, turn.ignored) == ([USER], ("input[1]",))
-    else:
-        with pytest.raises(RequestError) as raised:
-            decode(USER, {"type": kind})
-        assert (raised.value.param, raised.value.code) == ("input[1].type", "unsupported_parameter")
-        assert kind in raised.value.message
 
 
 @pytest.mark.parametrize("kind", [*tool_items.CALLS, *tool_items.OUTPUTS])
@@ -242,10 +243,11 @@ NOT_SENT = (
     # tools of OpenAI's
     "response.shell_call",  # a tool that is not offered to a Qwen model
     "response.reasoning_text.",  # reasoning is its item's summary
-    "response.mcp_list_tools.",  # a client cannot name MCP servers
+    "response.mcp_list_tools.failed",  # a server that cannot be reached is an error of the request
 )  # fmt: skip
 """Beginnings of the names of events that no response has."""
 EVENTS = [
+    ServerToolList("s", [{"name": "f", "description": "", "input_schema": {}}]),
     ReasoningDelta("hm"), SearchInfo({"search_results": [{"index": 1, "title": "A", "url": "https://a.test/"}]}),
     TextDelta("a [ref_1]"), RefusalDelta("no"), CompactionDelta(), CompactionDone("sealed"),
     ToolCallStart(0, "c1", "g"), ToolCallArgumentsDelta(0, "{}"), ToolCallStart(1, "c2", "p", custom=True),
