@@ -32,7 +32,14 @@ async def check_shared_state(config: Config, *, offline: bool) -> list[Finding]:
     except SharedStateFailure as error:
         advice = f"the server runs without it as shared_state_policy ({config.shared_state_policy}) demands"
         return [Finding(AREA, "server", "failed", str(error), advice)]
-    return [_server(report), _eviction(report), _persistence(report), *_access(report), _clock(report)]
+    return [
+        _server(report),
+        _eviction(report),
+        _persistence(report),
+        *_access(report),
+        _clock(report),
+        *_sealed(config),
+    ]
 
 
 def _server(report: ServerReport) -> Finding:
@@ -74,6 +81,14 @@ def _access(report: ServerReport) -> Iterator[Finding]:
         yield Finding(AREA, "rights", "failed", f"the user may not use: {names}", advice)
     else:
         yield Finding(AREA, "rights", "ok", "the user may use all commands that are needed")
+
+
+def _sealed(config: Config) -> Iterator[Finding]:
+    """Yield what is not shared because it cannot be encrypted."""
+    if config.store_responses and config.shared_state_key_file is None:
+        message = "each machine has its own: another one cannot continue them"
+        advice = "set shared_state_key_file, the same on every machine, or store_responses = false"
+        yield Finding(AREA, "responses", "warning", message, advice)
 
 
 def _clock(report: ServerReport) -> Finding:

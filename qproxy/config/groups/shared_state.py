@@ -15,11 +15,11 @@ class SharedStateSettings:
     shared_state: str | None = setting(
         None,
         "URL of a Valkey or Redis server (redis://, rediss://, unix://, redis+sentinel://, redis+cluster://) "
-        "that holds the limits and budgets of API keys for several machines; requires the extra `redis`",
+        "for what several machines share: API keys, limits, budgets, responses; requires the extra `redis`",
         secret="url",
     )
     shared_state_password_file: str | None = setting(None, "file with the password for shared_state")
-    shared_state_key_file: str | None = setting(None, "file with keys, one a line, to encrypt shared secrets")
+    shared_state_key_file: str | None = setting(None, "file with keys, one a line, to encrypt what is shared")
     shared_state_prefix: str = setting("q", "prefix of the keys that this installation has in shared_state")
     shared_state_policy: Literal["share", "closed", "open"] = setting(
         "share", "while shared_state cannot be used: a share of the limits, 503 (closed), no limits (open)"

@@ -97,23 +97,6 @@ async def test_another_key_is_logged_once(processes, valkey, nursery, caplog, au
     assert caplog.text.count("shared_state_key_file") == 1
 
 
-@pytest.mark.parametrize("delay", [0, 1e-9, 0.1])
-async def test_a_cancelled_call_leaves_nothing_behind(processes, delay, autojump_clock):
-    """Cancelled at any time, the store goes on."""
-    (link, _), (one, two) = processes
-    for number in range(20):
-        with trio.move_on_after(delay):
-            if number % 2:
-                link.freeze()
-            await one.save(f"{number}", CALLS[0], HIDDEN)
-            await one.load(f"{number}", CALLS)
-        await link.thaw()
-        await trio.testing.wait_all_tasks_blocked()
-    await trio.sleep(5)
-    await one.save("place", CALLS[0], HIDDEN)
-    assert await two.load("place", CALLS)
-
-
 async def test_the_names_that_are_remembered_are_bounded(processes, monkeypatch, autojump_clock):
     """The oldest is asked for again."""
     monkeypatch.setattr(memory, "MAX_NAMES", 2)

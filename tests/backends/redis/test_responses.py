@@ -196,16 +196,3 @@ async def test_an_id_that_no_response_has_costs_no_command(machines, id, autojum
     with pytest.raises(ResponseNotFound):
         await one.get("bob", id)
     assert link.commands == before
-
-
-async def test_every_point_of_cancellation_leaves_the_store_usable(machines, autojump_clock):
-    """A call that is cancelled at any time changes nothing for the next ones."""
-    (link, _), (one, two) = machines
-    for number in range(1, 30):
-        with trio.move_on_after(0) as scope:
-            scope.deadline = trio.current_time() + (0 if number % 3 else 1e-9)
-            await one.save(response(number, number - 1 if number > 1 else None))
-            await one.conversation("bob", id_of(number))
-        await two.save(response(number, number - 1 if number > 1 else None))
-    assert len(await one.conversation("bob", id_of(29))) == 29
-    assert link.commands > 0

@@ -125,7 +125,7 @@ def test_a_wrong_url_is_an_error_of_the_settings(url):
 
 
 async def test_the_check_reports_the_server(valkey):
-    """What it finds has a state each; a server without an append-only file is a warning."""
+    """What it finds has a state each; no append-only file, and no keys to encrypt with, are warnings."""
     found = await check_shared_state(config_of(valkey), offline=False)
     assert [(item.name, item.state) for item in found] == [
         ("server", "ok"),
@@ -134,8 +134,11 @@ async def test_the_check_reports_the_server(valkey):
         ("encryption", "ok"),
         ("rights", "ok"),
         ("clock", "ok"),
+        ("responses", "warning"),
     ]
     assert "master" in found[0].message
+    sealed = replace(config_of(valkey), shared_state_key_file="/run/secrets/seal")
+    assert [item.name for item in await check_shared_state(sealed, offline=False)][-1] == "clock"
     assert [item.state for item in await check_shared_state(config_of(valkey), offline=True)] == ["skipped"]
 
 
