@@ -65,6 +65,7 @@ READ_SETTINGS = (
     "backends/ledgers.py",
     "backends/sealing.py",
     "backends/shared_commands.py",
+    "backends/shared_operations.py",
     "backends/stores.py",
     "backends/local/files.py",
     "__init__.py",

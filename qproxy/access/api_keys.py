@@ -237,6 +237,22 @@ def with_key(keys: Sequence[ApiKey], key: ApiKey) -> list[ApiKey]:
     return [*keys, key]
 
 
+def select_new(present: Sequence[ApiKey], keys: Sequence[ApiKey]) -> list[ApiKey]:
+    """Return the keys that are not present, or not revoked yet. Raises ApiKeyStoreError for a name of two."""
+    known = {key.id: key for key in present}
+    names = {key.name for key in present if key.revoked is None}
+    new = []
+    for key in keys:
+        other = known.get(key.id)
+        if other is None and key.revoked is None and key.name and key.name in names:
+            raise ApiKeyStoreError(
+                f"a key named {key.name!r} with another secret exists: revoke one of them."
+            )
+        if other is None or (key.revoked is not None and other.revoked is None):
+            new.append(key)
+    return new
+
+
 def with_revoked(keys: Sequence[ApiKey], id_or_name: str) -> tuple[list[ApiKey], ApiKey]:
     """Return the keys with an active one revoked, and that one. Raises ApiKeyStoreError if there is none."""
     for number, key in enumerate(keys):

@@ -52,7 +52,8 @@ PAGE = HelpPage(
 )
 COMMANDS = (
     "init", "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage",
-    "backup", "restore", "purge", "check", "claude", "codex", "opencode", "qwen", "help", "completion",
+    "backup", "restore", "purge", "shared", "check", "claude", "codex", "opencode", "qwen", "help",
+    "completion",
 )  # fmt: skip
 MODULES = {"help": "topics"}
 """Modules that have another name than their command."""

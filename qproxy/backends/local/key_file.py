@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,19 @@ def create(path: Path, **fields: Any) -> tuple[ApiKey, str]:
     with _locked(path) as keys:
         keys[:] = api_keys.with_key(keys, key)
     return key, secret
+
+
+def merge(path: Path, found: Iterable[ApiKey]) -> int:
+    """Add keys as they are, and revoke those that are; return how many the file did not have so.
+
+    Raises ApiKeyStoreError if an active key of the file has the name of another one.
+    """
+    with _locked(path) as keys:
+        new = api_keys.select_new(keys, [*found])
+        changed = {key.id: key for key in new}
+        keys[:] = [changed.pop(key.id, key) for key in keys]
+        keys += changed.values()
+    return len(new)
 
 
 def revoke(path: Path, id_or_name: str) -> ApiKey:

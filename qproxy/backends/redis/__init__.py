@@ -29,6 +29,7 @@
     login_sessions LoginSessions
     sealing        encryption of what the server must not read
     shared_state   all members of a process
+    inventory      keys by kind, and records sealed with older keys, for `qproxy shared`
     monitor        metrics and the list of processes, for operators
     permissions    the commands that the server's user needs
     report         what `qproxy check` reads of a server

@@ -137,7 +137,7 @@ class KeyTable:
         new: list[ApiKey] = []
 
         def select(present: Sequence[ApiKey]) -> list[ApiKey]:
-            new[:] = select_new(present, keys)
+            new[:] = api_keys.select_new(present, keys)
             return new
 
         await self.change(select)
@@ -177,22 +177,6 @@ class KeyTable:
             await self._run(replace_private_file, self._path, data)
         except OSError as error:
             log.warning("cannot write the copy of API keys: %s: %s", self._path, error.strerror)
-
-
-def select_new(present: Sequence[ApiKey], keys: Sequence[ApiKey]) -> list[ApiKey]:
-    """Return the keys that are not present, or not revoked yet. Raises ApiKeyStoreError for a name of two."""
-    known = {key.id: key for key in present}
-    names = {key.name for key in present if key.revoked is None}
-    new = []
-    for key in keys:
-        other = known.get(key.id)
-        if other is None and key.revoked is None and key.name and key.name in names:
-            raise ApiKeyStoreError(
-                f"a key named {key.name!r} with another secret exists: revoke one of them."
-            )
-        if other is None or (key.revoked is not None and other.revoked is None):
-            new.append(key)
-    return new
 
 
 def _to_mapping(reply: Any) -> dict[str, bytes]:

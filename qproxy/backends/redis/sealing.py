@@ -26,8 +26,9 @@ class Sealer:
     def __init__(self, keys: Iterable[str]) -> None:
         """Raises SealError unless there are keys, and each is one of Fernet's."""
         try:
-            self._fernet = MultiFernet([Fernet(key) for key in keys])
-        except ValueError:
+            fernets = [Fernet(key) for key in keys]
+            self._first, self._fernet = fernets[0], MultiFernet(fernets)
+        except (ValueError, IndexError):
             raise SealError(
                 "not a list of keys; each line is the URL-safe base64 of 32 random bytes"
             ) from None
@@ -52,6 +53,19 @@ class Sealer:
         if not opened.startswith(binding):
             raise SealError(f"{name}: its content was sealed for another record or generation.")
         return opened[len(binding) :]
+
+    def renew(self, sealed: bytes) -> bytes | None:
+        """Return a record of any name, sealed with the first key; None if it is. Raises SealError."""
+        try:
+            self._first.decrypt(sealed)
+        except InvalidToken:
+            pass
+        else:
+            return None
+        try:
+            return self._fernet.rotate(sealed)
+        except InvalidToken:
+            raise SealError(f"no key of {SETTING} opens it") from None
 
     def reseal(self, sealed: bytes, name: str, generation: int = 0) -> bytes:
         """Return the same record, sealed with the first key. Raises SealError."""

@@ -17,6 +17,7 @@ from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.credentials import CREDENTIALS
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
+from qproxy.backends.redis.inventory import RESEAL
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.login_sessions import LOGINS, RedisLoginSessions
 from qproxy.backends.redis.monitor import RedisMonitor
@@ -45,7 +46,9 @@ SEALED = (
 CLOSE_SECONDS = 2.0
 """Maximum seconds at the end for the last exchange of account states."""
 LIMITS = load_script("limits")
-SCRIPTS = (LIMITS, ACCOUNTS, GRANTS, API_KEYS, CREDENTIALS, LOGINS, PERMISSIONS, *stores.SCRIPTS)
+SCRIPTS = (
+    LIMITS, ACCOUNTS, GRANTS, API_KEYS, CREDENTIALS, LOGINS, PERMISSIONS, RESEAL, *stores.SCRIPTS,
+)  # fmt: skip
 log = logging.getLogger("qproxy.backends")
 
 

@@ -104,6 +104,11 @@ class Subjects:
         self._activate(subject)
         subject.settle()
 
+    def renew(self, subject: Subject) -> None:
+        """Send a subject's state, also if nothing has changed. Never waits."""
+        self._activate(subject)
+        subject.flush(renew=True)
+
     async def run(self) -> None:
         """Send what is not sent at once, until cancelled."""
         while True:

@@ -84,6 +84,12 @@ class RedisUsageLimiter:
         """Send what has changed. Never waits."""
         self._subjects.settle(subject)
 
+    async def supply(self, key: ApiKey) -> None:
+        """Send what the ledger knows of a key with budgets, without a request. Never waits for the server."""
+        subject = self._subject(key)
+        await self._seed(key, subject)
+        self._subjects.renew(subject)
+
     def _subject(self, key: ApiKey) -> Subject:
         """Return the subject of a key's name: a new key of the same name continues its budgets."""
         name = hashlib.sha256(key.label.encode()).hexdigest()[:32]
