@@ -38,6 +38,7 @@ from qproxy.config import Config, data_dir
 from qproxy.config.accounts import ConfigError
 from qproxy.config.secret_files import read_secret
 from qproxy.ledger import Pricing, UsageLedger
+from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.conversation_store import ConversationStore
@@ -85,6 +86,8 @@ class Backends:
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
+    model_lists: ModelListStore | None = None
+    """None if each process asks for its own lists of models."""
     ledger: UsageLedger | None
     """None if usage is not recorded."""
     audit: AuditLog
@@ -121,6 +124,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         startup=tuple(startup),
         usage_limiter=shared.usage_limiter,
         account_state=shared.account_state,
+        model_lists=shared.model_lists,
         wrong_secrets=shared.wrong_secrets,
         grants=shared.grants,
         credentials=credentials(config),

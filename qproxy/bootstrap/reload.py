@@ -97,7 +97,9 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
             previous.relay.reasoning,
             previous.relay.token_ratios,
         ),
-        model_directory=state.build_model_directory(config, accounts, connections, catalog),
+        model_directory=state.build_model_directory(
+            config, accounts, connections, catalog, previous.model_directory.shared
+        ),
         tokenizers=Tokenizers(accounts, connections, timeout=config.tokenize_timeout),
         realtime=state.build_realtime(config, catalog),
         response_sockets=limits.response_socket_limits(config),

@@ -34,6 +34,7 @@ from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay.account_probe import AccountProber
 from qproxy.relay.compaction import Compactor
 from qproxy.relay.model_directory import ModelDirectory
+from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.reasoning_store import ReasoningStore
@@ -115,7 +116,7 @@ def build_state(
         pool_settings=limits.pool_settings(config, accounts, catalog),
         prober=prober,
         default_model=config.default_model,
-        model_directory=build_model_directory(config, accounts, transport, catalog),
+        model_directory=build_model_directory(config, accounts, transport, catalog, backends.model_lists),
         tokenizers=Tokenizers(accounts, transport, timeout=config.tokenize_timeout),
         realtime=build_realtime(config, catalog),
         response_sockets=limits.response_socket_limits(config),
@@ -240,9 +241,13 @@ def _model_profile(config: Config, catalog: ModelCatalog, model: str) -> ModelPr
 
 
 def build_model_directory(
-    config: Config, accounts: Sequence[Account], transport: UpstreamTransport, catalog: ModelCatalog
+    config: Config,
+    accounts: Sequence[Account],
+    transport: UpstreamTransport,
+    catalog: ModelCatalog,
+    shared: ModelListStore | None,
 ) -> ModelDirectory:
-    """Return the directory of the accounts' models."""
+    """Return the directory of the accounts' models; `shared` has the lists of all processes."""
     return ModelDirectory(
         accounts,
         transport,
@@ -250,6 +255,7 @@ def build_model_directory(
         aliases=build_aliases(config, accounts, catalog),
         catalog=catalog,
         extra=config.models,
+        shared=shared,
     )
 
 

@@ -5,7 +5,7 @@ with a limit of 5 s and 1 MiB, and an unresponsive upstream does not affect the 
 
 Only 404 and 405 mean that an upstream has no list; the configured names or Qwen's published models replace
 it. After any other failure the last list stays, and the next attempt follows within seconds: a failed fetch
-shows nothing about the models.
+shows nothing about the models. Where processes share lists, one of them fetches and the others read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from qproxy.accounts import Account
+from qproxy.relay.model_lists import ModelListStore, SharedModelList
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec
 from qproxy.wire.dialects import UpstreamTarget
@@ -28,6 +29,8 @@ from qproxy.wire.model_aliases import ModelAliases, is_pattern
 from qproxy.wire.models import ModelCatalog
 
 LIST_TIMEOUT = 5.0
+CLAIM_SECONDS = 2 * LIST_TIMEOUT
+"""Seconds after which another process may fetch a list that one is fetching."""
 LIST_BYTES = 1024 * 1024
 LIST_VALUES = 50_000
 """Maximum JSON values of a list, which is parsed at once."""
@@ -61,13 +64,16 @@ class ModelDirectory:
         aliases: ModelAliases,
         catalog: ModelCatalog,
         extra: Sequence[str],
+        shared: ModelListStore | None,
     ) -> None:
+        """`shared` has the lists that other processes have fetched, if there are such."""
         self._accounts = accounts
         self._transport = transport
         self._cache_seconds = cache_seconds
         self._aliases = aliases
         self._catalog = catalog
         self._extra = (*extra, *catalog.listed)
+        self.shared = shared
         self._lock = trio.Lock()
         self._lists: dict[str, _ModelList] = {}
         """By account name."""
@@ -123,7 +129,7 @@ class ModelDirectory:
         own = account.provider_family == "open"
         current = self._lists.get(account.name)
         try:
-            fetched = await self._fetch(account)
+            fetched, seconds = await self._find(account)
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("no list of models from account %s (%s)", account.name, error)
             expires_at = trio.current_time() + min(FAILURE_RETRY_SECONDS, self._cache_seconds)
@@ -132,11 +138,36 @@ class ModelDirectory:
                 return
             fetched = None
         else:
-            expires_at = trio.current_time() + self._cache_seconds
+            expires_at = trio.current_time() + min(seconds, self._cache_seconds)
             account.known_models = None if fetched is None else frozenset(model.id for model in fetched)
         found = [Model(name) for name in self._configured_models(account)] if fetched is None else fetched
         described = tuple(self._describe(model, own) for model in found)
         self._lists[account.name] = _ModelList(described, fetched is not None, expires_at)
+
+    async def _find(self, account: Account) -> tuple[Sequence[Model] | None, float]:
+        """Return the upstream's list, None if it has none, and for how many seconds it is valid.
+
+        Raises TooSlowError, QproxyError or ValueError.
+        """
+        store = self.shared
+        if store is None or not account.identity:
+            return await self._fetch(account), self._cache_seconds
+        with trio.fail_after(LIST_TIMEOUT):
+            found = await store.get_or_claim(account.identity, CLAIM_SECONDS)
+        if found is not None:
+            shared, seconds = found
+            if shared.is_failure:
+                raise ValueError("another process could not fetch it")
+            return shared.models, seconds
+        try:
+            models = await self._fetch(account)
+        except (trio.TooSlowError, QproxyError, ValueError):
+            retry = min(FAILURE_RETRY_SECONDS, self._cache_seconds)
+            await store.save(account.identity, SharedModelList(None, is_failure=True), retry)
+            raise
+        fetched = SharedModelList(None if models is None else tuple(models))
+        await store.save(account.identity, fetched, self._cache_seconds)
+        return models, self._cache_seconds
 
     async def _fetch(self, account: Account) -> list[Model] | None:
         """Return the upstream's list, None if it has none. Raises TooSlowError, QproxyError or ValueError."""

@@ -38,6 +38,7 @@ from qproxy.ledger.units import UNITS
 from qproxy.ledger.usage import GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant, TokenBucket, refill_seconds
 from qproxy.limits.windows import WINDOWS
+from qproxy.relay.model_lists import SharedModelList
 from qproxy.server.response_store import ResponseNotFound, StoredResponse, StoreStatistics
 from qproxy.telemetry.audit import AuditEntry
 from qproxy.telemetry.records import RequestRecord
@@ -250,6 +251,29 @@ class FakeAccountState:
 
     async def aclose(self) -> None:
         pass
+
+
+class FakeModelLists:
+    """Lists in a dictionary, by Trio's clock."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, tuple[SharedModelList | None, float]] = {}
+
+    async def get_or_claim(self, identity: str, seconds: float) -> tuple[SharedModelList, float] | None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            now = trio.current_time()
+            found, ends = self._lists.get(identity, (None, now))
+            if ends <= now:
+                self._lists[identity] = None, now + seconds
+                return None
+            if found is not None:
+                return found, ends - now
+            await trio.sleep(0.25)
+
+    async def save(self, identity: str, found: SharedModelList, seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+        self._lists[identity] = found, trio.current_time() + seconds
 
 
 class FakeCredentials:

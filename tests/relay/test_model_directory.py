@@ -11,6 +11,7 @@ from qproxy.relay.model_directory import FAILURE_RETRY_SECONDS, ModelDirectory
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.model_aliases import ModelAliases
 from tests.accounts.factories import account
+from tests.backends.fakes import FakeModelLists
 
 CACHE_SECONDS = 300.0
 LIST = (200, json.dumps({"object": "list", "data": [{"id": "qwen-a"}]}).encode())
@@ -52,7 +53,7 @@ class ListServer:
         return self._body
 
 
-def directory(server, *accounts, aliases=None):
+def directory(server, *accounts, aliases=None, shared=None):
     """Return a directory of these accounts, which share one upstream."""
     return ModelDirectory(
         accounts or (account("one", provider_family="open"),),
@@ -61,6 +62,7 @@ def directory(server, *accounts, aliases=None):
         aliases=ModelAliases(aliases or {}),
         catalog=package_catalog(),
         extra=(),
+        shared=shared,
     )
 
 
@@ -155,3 +157,49 @@ async def test_an_alias_is_found_without_a_list(autojump_clock):
     """A wildcard alias stays an alias while the upstream's list is unknown."""
     models = directory(ListServer((503, b"")), aliases={"gpt-*": "qwen-a"})
     assert (await models.model("gpt-4")).alias_of == "qwen-a"
+
+
+async def test_one_process_asks_and_the_others_read(autojump_clock):
+    """Concurrent processes send one request in all, and again one when the list has expired."""
+    server, lists = ListServer(LIST), FakeModelLists()
+    own = [account("one", provider_family="open", identity="id") for _ in range(3)]
+    processes = [directory(server, each, shared=lists) for each in own]
+    for _ in range(3):
+        async with trio.open_nursery() as nursery:
+            for models in processes:
+                nursery.start_soon(models.models)
+        assert server.requests == 1
+        assert [each.lists("qwen-a") for each in own] == [True] * 3
+        await trio.sleep(CACHE_SECONDS / 4)
+    await trio.sleep(CACHE_SECONDS)
+    assert [await ids(models) for models in processes] == [["qwen-a"]] * 3
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_a_failure_is_no_list_for_other_processes(failure, autojump_clock):
+    """They keep the lists they have, and one of them tries again within seconds."""
+    server, lists = ListServer(LIST), FakeModelLists()
+    processes = [
+        directory(server, account("one", provider_family="open", identity="id"), shared=lists)
+        for _ in range(3)
+    ]
+    for models in processes:
+        await models.models()
+    server.reply = failure
+    await trio.sleep(CACHE_SECONDS + 1)
+    assert [await ids(models) for models in processes] == [["qwen-a"]] * 3
+    assert server.requests == 2
+    server.reply = (200, json.dumps({"object": "list", "data": [{"id": "qwen-b"}]}).encode())
+    await trio.sleep(2 * FAILURE_RETRY_SECONDS + 1)
+    assert [await ids(models) for models in processes] == [["qwen-b"]] * 3
+    assert server.requests == 3
+
+
+async def test_an_upstream_without_a_list_is_shared_too(autojump_clock):
+    """404 means that there is no list, for every process."""
+    server, lists = ListServer((404, b"")), FakeModelLists()
+    own = [account("one", models=("m",), provider_family="open", identity="id") for _ in range(2)]
+    assert [await ids(directory(server, each, shared=lists)) for each in own] == [["m"], ["m"]]
+    assert server.requests == 1
+    assert [each.known_models is None for each in own] == [True, True]

@@ -10,6 +10,8 @@
     cluster        the client of several servers: slots and redirections
     reconnection   the pauses between two connections
     account_state  AccountStateStore: `account_copy` is one account, `account_fields` its form on the server
+    model_lists    ModelListStore
+    names          digests in keys
     server_clock   the server's time on this machine's clock
     subscriber     published messages, over a connection of its own
     script         Lua scripts, the files beside it

@@ -7,7 +7,6 @@ cannot be used, each process goes on with what it knew last; what happens meanwh
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from qproxy.backends.redis.account_fields import cooldown_text
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisError
 from qproxy.backends.redis.exchange import IN_FLIGHT, BudgetLimit
+from qproxy.backends.redis.names import account_name
 from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.server_clock import ServerClock
 from qproxy.backends.redis.subject import Subject
@@ -171,7 +171,7 @@ class RedisAccountState:
     def _copy(self, identity: str) -> AccountCopy:
         copy = self._copies.get(identity)
         if copy is None:
-            name = _name_of(identity)
+            name = account_name(identity)
             copy = self._copies[identity] = AccountCopy(
                 self._client,
                 self._script,
@@ -187,7 +187,7 @@ class RedisAccountState:
 
     def _limits(self, identity: str, limits: Amounts, max_in_flight: int | None) -> Subject:
         slots = BudgetLimit(IN_FLIGHT, IN_FLIGHT, max_in_flight or 0)
-        subject = self._limited[identity] = self._subjects.get(_name_of(identity), limits, [slots])
+        subject = self._limited[identity] = self._subjects.get(account_name(identity), limits, [slots])
         return subject
 
     def _return(self, identity: str, delta: AccountStateDelta) -> None:
@@ -214,8 +214,3 @@ class RedisAccountState:
             return {}
         time = float(at) - self._server_clock.offset
         return {unit: (float(level), time) for unit, level in zip(units, levels, strict=True) if level}
-
-
-def _name_of(identity: str) -> str:
-    """Return the name of an account on the server, which does not show its identity."""
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]

@@ -20,6 +20,7 @@ from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.inventory import RESEAL
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
 from qproxy.backends.redis.login_sessions import LOGINS, RedisLoginSessions
+from qproxy.backends.redis.model_lists import RedisModelLists
 from qproxy.backends.redis.monitor import RedisMonitor
 from qproxy.backends.redis.outbox import Outbox
 from qproxy.backends.redis.permissions import PERMISSIONS
@@ -34,7 +35,7 @@ from qproxy.ledger import UsageLedger
 
 SHARED = (
     "API keys, their rate limits and budgets, limits on wrong keys, dashboard sessions, logins in progress, "
-    "accounts' cooldowns, circuits and limits"
+    "accounts' cooldowns, circuits and limits, lists of models"
 )
 LOCAL = "audit log"
 """What each machine, or process, still has of its own."""
@@ -79,6 +80,7 @@ class SharedState:
         self.usage_limiter = RedisUsageLimiter(keys, ledger)
         self.wrong_secrets = RedisRateLimits(addresses)
         self.account_state = RedisAccountState(client, accounts, self.subscriber)
+        self.model_lists = RedisModelLists(client)
         self.grants = RedisGrants(client, grants)
         self.sealer = sealer
         self._logins: RedisLoginSessions | None = None
