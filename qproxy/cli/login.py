@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     record_change(config, AuditEntry(current_actor(), "account.login", account.name, "tokens saved"))
     print_result(f"Logged in to account {account.name}; tokens saved in {location}.")
-    if config.accounts and account not in config.accounts:
+    if (config.accounts or config.shared_state) and account not in config.accounts:
         print_note(
             f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"'
         )

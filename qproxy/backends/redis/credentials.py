@@ -32,6 +32,7 @@ from qproxy.backends.redis import reconnection
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.connection import Argument
 from qproxy.backends.redis.errors import RedisError
+from qproxy.backends.redis.pending_tokens import PendingTokens
 from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.sealing import Sealer, SealError
 from qproxy.wire import credential_format
@@ -86,6 +87,8 @@ class RedisCredentials:
         self._lease: str | None = None
         self._has_disk = False
         self._copied: SealedTokens | None = None
+        self.unsaved = False
+        """Whether the newest tokens are in memory only."""
         self._known_send = "-"
         """The lease under which this process last sent a refresh token of which nothing came."""
         self._sending: tuple[str, str] | None = None
@@ -130,10 +133,12 @@ class RedisCredentials:
                 with trio.CancelScope(shield=True), suppress(RedisError):
                     await self._request("release", lease)
 
-    async def prepare_write(self, refresh_token: str, *, urgent: bool = False) -> _PendingTokens:
+    async def prepare_write(self, refresh_token: str, *, urgent: bool = False) -> PendingTokens:
         newest = self._newest
         if self._lease is None or newest is None:
             raise LockTimeout("The lease of the tokens in shared_state is not held.")
+        if refresh_token:
+            self._require_newest(refresh_token, newest)
         room: PendingCopy | None = None
         if self._has_disk:
             try:
@@ -141,7 +146,7 @@ class RedisCredentials:
             except StorageError:
                 if not urgent:
                     raise
-        pending = _PendingTokens(self, newest.generation, room, self._lease)
+        pending = PendingTokens(self, newest.generation, room, self._lease)
         if refresh_token:
             try:
                 await self._record_send(pending, refresh_token, urgent)
@@ -150,6 +155,15 @@ class RedisCredentials:
                     await pending.discard()
                 raise
         return pending
+
+    def _require_newest(self, refresh_token: str, newest: SealedTokens) -> None:
+        """Raise LockTimeout unless a refresh token is that of the newest generation, which can be read."""
+        try:
+            tokens = self._open(newest)
+        except StorageError as error:
+            raise LockTimeout(str(error)) from None
+        if tokens is None or tokens.refresh_token != refresh_token:
+            raise LockTimeout("Another process has refreshed the token.")
 
     async def save(self, tokens: TokenSet) -> None:
         async with self._hold_lease(until_refreshed=False):
@@ -209,10 +223,11 @@ class RedisCredentials:
         try:
             generation, sealed = await self._request("read", "")
         except RedisError as error:
-            if not newest.generation:
+            if not newest.generation or self.unsaved:
                 raise StorageError(f"shared_state cannot be used: {error}.") from None
             return newest
         newest = await self._merge(SealedTokens(generation, sealed))
+        self.unsaved = False
         if self._lease is None and self._copied != newest:
             with suppress(StorageError):
                 if await self._copy.keep(newest):
@@ -284,7 +299,7 @@ class RedisCredentials:
         with suppress(RedisError):  # the lease ends by itself, too
             self.client.send(self._command("release", lease), lambda reply: None)
 
-    async def _record_send(self, pending: _PendingTokens, refresh_token: str, urgent: bool) -> None:
+    async def _record_send(self, pending: PendingTokens, refresh_token: str, urgent: bool) -> None:
         """Record that the refresh token is about to be sent. Raises StorageError, RefreshForbidden."""
         digest = hashlib.sha256(refresh_token.encode("utf-8", "surrogatepass")).hexdigest()
         pending.digest, needed = digest, round(self._needed * 1000)
@@ -340,48 +355,3 @@ class RedisCredentials:
 
     def _command(self, *arguments: Argument) -> tuple[Argument, ...]:
         return self.client.script_command(self._script, self._key, *arguments)
-
-
-class _PendingTokens:
-    """The next generation of an account's tokens."""
-
-    def __init__(
-        self,
-        store: RedisCredentials,
-        replaced: int,
-        room: PendingCopy | None,
-        lease: str,
-    ) -> None:
-        self.lease = lease
-        self.digest = ""
-        """Of the refresh token that may have been sent, while nothing is known to have come of it."""
-        self._store = store
-        self._replaced = replaced
-        self._room = room
-
-    async def commit(self, tokens: TokenSet | None) -> None:
-        """Replace the stored tokens; None is a logout."""
-        self.digest = ""
-        generation = self._store.seal(tokens, self._replaced + 1)
-        published = await self._store.publish(generation)
-        error = StorageError("no copy can be written.")
-        if self._room is not None:
-            try:
-                await self._room.write(generation)
-                return
-            except StorageError as failure:
-                error = failure
-        if not published:
-            raise StorageError(f"shared_state cannot be used, and on this machine: {error}")
-
-    async def reject(self) -> None:
-        digest, self.digest = self.digest, ""
-        await self._store.record_outcome("reject", self.lease, digest)
-
-    async def discard(self) -> None:
-        digest, self.digest = self.digest, ""
-        if digest:
-            await self._store.record_outcome("forget", self.lease, digest)
-        room, self._room = self._room, None
-        if room is not None:
-            await room.discard()

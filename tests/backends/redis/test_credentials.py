@@ -297,9 +297,11 @@ async def test_a_send_without_an_outcome_is_repeated_once(valkey, tmp_path, auto
         for machine in (one, two):
             machine.source.refresher._token_state.not_before = trio.current_time() + 1000
 
+        token = (await one.store.load()).refresh_token
+
         async def send_and_die(store, urgent):
             async with store.exclusive():
-                await store.prepare_write("r1", urgent=urgent)
+                await store.prepare_write(token, urgent=urgent)
 
         await send_and_die(one.store, False)
         with pytest.raises(StorageError, match="sent again when the current token is about to expire"):
@@ -310,21 +312,52 @@ async def test_a_send_without_an_outcome_is_repeated_once(valkey, tmp_path, auto
                 await send_and_die(store, True)
 
 
+async def test_only_the_newest_token_is_sent(valkey, tmp_path, autojump_clock):
+    """A refresh token that a process still has in memory is not sent where the server has another one."""
+    async with signed(tmp_path) as setup:
+        (one,) = await start(setup, valkey, tmp_path, "a")
+        one.source.refresher._token_state.not_before = trio.current_time() + 1000
+        async with one.store.exclusive():
+            with pytest.raises(LockTimeout, match="Another process has refreshed"):
+                await one.store.prepare_write("r1", urgent=True)
+
+
+async def test_tokens_in_memory_only_are_reported_until_the_server_has_them(valkey, tmp_path, autojump_clock):
+    """Neither the disk nor the server took them."""
+    async with signed(tmp_path) as setup:
+        (one,) = await start(setup, valkey, tmp_path, "a")
+        one.disk_error = StorageError("the disk is full.")
+        await one.wait_step("exchange", 0)
+        await one.link.cut()
+        await trio.sleep(30)
+        status = one.source.status()
+        assert (status.state, setup.emulator.identity.issued_count) == ("not_saved", 2)
+        assert setup.emulator.identity.accepts_token(one.token)
+        one.link.restore()
+        await trio.sleep(10)
+        assert one.source.status().state == "ready"
+        again = Machine(setup, valkey, tmp_path / "b")
+        await setup.nursery.start(again.run)
+        await trio.sleep(6)
+        assert_one_login(setup, one, again)
+
+
 async def test_a_lease_that_has_ended_sends_nothing(valkey, tmp_path, autojump_clock):
     """A machine that slept between the lease and the token finds out in the last step before it is sent."""
     async with signed(tmp_path) as setup:
         one, two = await start(setup, valkey, tmp_path, "a", "b")
         for machine in (one, two):
             machine.source.refresher._token_state.not_before = trio.current_time() + 1000
+        token = (await one.store.load()).refresh_token
         async with one.store.exclusive():
             await trio.sleep(60)
             with pytest.raises(LockTimeout, match="lease"):  # what is left is not enough for an exchange
-                await one.store.prepare_write("r1", urgent=True)
+                await one.store.prepare_write(token, urgent=True)
             await trio.sleep(40)
             async with two.store.exclusive():
                 with pytest.raises(LockTimeout, match="lease"):
-                    await one.store.prepare_write("r1", urgent=True)
-                await (await two.store.prepare_write("r1")).discard()
+                    await one.store.prepare_write(token, urgent=True)
+                await (await two.store.prepare_write(token)).discard()
 
 
 async def test_a_rejected_token_is_sent_by_no_other_machine(valkey, tmp_path, autojump_clock):
