@@ -108,7 +108,7 @@ class RedisConversations:
 
     async def _get(self, owner: str, id: str) -> Conversation:
         created, metadata = await self._run("get", owner, id)
-        opened, _ = await self._records.open_json(metadata, self._name(owner, id, ""))
+        (opened,), _ = await self._records.open_json((self._name(owner, id, ""), metadata))
         return Conversation(id, owner, int(created), opened)
 
     async def _update(self, owner: str, id: str, metadata: Mapping[str, str]) -> Conversation:
@@ -118,7 +118,7 @@ class RedisConversations:
     async def _append(self, owner: str, id: str, items: Sequence[JSON]) -> None:
         sealed = await self._seal_items(owner, id, items)
         outcome = await self._run("append", owner, id, MAX_CONVERSATION, *sealed)
-        await self._records.add_name(owner, id, self._max_age)
+        self._records.renew_name(owner, id, self._max_age)
         _check_size(outcome)
 
     async def _items(self, owner: str, id: str) -> list[JSON]:
@@ -126,10 +126,12 @@ class RedisConversations:
         place, size = 1, 0
         while place:
             place, *reply = await self._run("items", owner, id, place, STEP_BYTES)
-            for name, sealed in zip(reply[::2], reply[1::2], strict=True):
-                item, item_size = await self._records.open_json(sealed, self._name(owner, id, name.decode()))
-                found.append(item)
-                size += item_size
+            sealed = zip(reply[::2], reply[1::2], strict=True)
+            items, items_size = await self._records.open_json(
+                *((self._name(owner, id, name.decode()), item) for name, item in sealed)
+            )
+            found += items
+            size += items_size
             if size > MAX_CONVERSATION:
                 raise self._records.fail(f"the conversation is larger than {MAX_CONVERSATION // 1024**2} MiB")
         return found

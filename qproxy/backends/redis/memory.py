@@ -1,5 +1,7 @@
 """Small sealed values for a time after their last use, behind what each process remembers itself.
 
+The name of a value is a tuple of clients' texts, and on the server a digest of them.
+
 Nothing depends on them: while the server cannot be used, no value is there. A value is asked for once, and
 renewed while a process uses its own copy of it, without waiting.
 """
@@ -11,7 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
@@ -22,6 +24,8 @@ from qproxy.backends.redis.records import RecordCipher
 from qproxy.backends.redis.sealing import Sealer, SealError
 from qproxy.wire import json_codec
 
+Name: TypeAlias = tuple[Any, ...]
+"""Hashable, and JSON."""
 MAX_VALUE = 256 * 1024
 """Bytes of a value as it is stored; a larger one stays in its process."""
 MAX_NAMES = 50_000
@@ -49,20 +53,21 @@ class SealedMemory:
         self._kind = kind
         self._seconds = seconds
         self._clock = clock
-        self._quiet_until: OrderedDict[str, float] = OrderedDict()
+        self._quiet_until: OrderedDict[Name, float] = OrderedDict()
         self._warned = False
 
     def __repr__(self) -> str:
         return f"<SealedMemory {self._kind} {self._client!r}>"
 
-    async def save(self, name: str, data: bytes) -> None:
+    async def save(self, name: Name, data: bytes) -> None:
         """Save a value, if the server can be used and the value is not too large."""
-        sealed = await self._cipher.seal(data, self._key(name))
+        key = self._key(name)
+        sealed = await self._cipher.seal(data, key)
         if len(sealed) <= MAX_VALUE:
             self._silence(name, self._seconds / RENEWALS)
-            await self._request([("SET", self._key(name), sealed, "EX", self._expiry)])
+            await self._request([("SET", key, sealed, "EX", self._expiry)])
 
-    async def load(self, names: Sequence[str]) -> dict[str, bytes]:
+    async def load(self, names: Sequence[Name]) -> dict[Name, bytes]:
         """Return the values that there are, of names that this process has not asked for lately."""
         names = [name for name in names if self._is_due(name)]
         replies = await self._request([("GETEX", self._key(name), "EX", self._expiry) for name in names])
@@ -75,7 +80,7 @@ class SealedMemory:
                 found[name] = data
         return found
 
-    def renew(self, names: Sequence[str]) -> None:
+    def renew(self, names: Sequence[Name]) -> None:
         """Keep values that this process has used from its own memory. Never waits."""
         for name in names:
             if self._is_due(name):
@@ -85,9 +90,9 @@ class SealedMemory:
                 except RedisError:
                     return
 
-    async def _open(self, name: str, sealed: bytes) -> bytes | None:
+    async def _open(self, name: Name, sealed: bytes) -> bytes | None:
         try:
-            return await self._cipher.open(sealed, self._key(name))
+            return (await self._cipher.open((self._key(name), sealed)))[0]
         except SealError as error:
             if not self._warned:
                 log.warning("shared state: %s", error)
@@ -119,10 +124,10 @@ class SealedMemory:
             await done.wait()
         return [*replies]
 
-    def _is_due(self, name: str) -> bool:
+    def _is_due(self, name: Name) -> bool:
         return self._quiet_until.get(name, 0.0) <= self._clock()
 
-    def _silence(self, name: str, seconds: float) -> None:
+    def _silence(self, name: Name, seconds: float) -> None:
         """Send nothing for a name for some time."""
         self._quiet_until[name] = self._clock() + seconds
         self._quiet_until.move_to_end(name)
@@ -133,10 +138,6 @@ class SealedMemory:
     def _expiry(self) -> int:
         return max(1, round(self._seconds))
 
-    def _key(self, name: str) -> str:
-        return f"{self._client.prefix}:{{{self._kind}:{name}}}"
-
-
-def value_name(*parts: object) -> str:
-    """Return the name of a value on the server, a digest: parts are clients' texts."""
-    return hashlib.sha256(json_codec.dumps(parts)).hexdigest()[:32]
+    def _key(self, name: Name) -> str:
+        digest = hashlib.sha256(json_codec.dumps(name)).hexdigest()[:32]
+        return f"{self._client.prefix}:{{{self._kind}:{digest}}}"

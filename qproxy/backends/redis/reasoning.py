@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qproxy.backends.redis.memory import SealedMemory, value_name
+from qproxy.backends.redis.memory import SealedMemory
 from qproxy.relay.reasoning_store import ReasoningKey, ReasoningStore
 
 
@@ -26,13 +26,13 @@ class RedisReasoning:
 
     async def save(self, key: ReasoningKey, ciphertext: str) -> None:
         await self._local.save(key, ciphertext)
-        await self._memory.save(value_name(*key), ciphertext.encode("utf-8", "surrogatepass"))
+        await self._memory.save(key, ciphertext.encode("utf-8", "surrogatepass"))
 
     async def load(self, keys: Sequence[ReasoningKey]) -> Mapping[ReasoningKey, str]:
         found = dict(await self._local.load(keys))
-        self._memory.renew([value_name(*key) for key in found])
-        missing = {value_name(*key): key for key in keys if key not in found}
-        for name, data in (await self._memory.load([*missing])).items():
-            found[missing[name]] = data.decode("utf-8", "surrogatepass")
-            await self._local.save(missing[name], found[missing[name]])
+        self._memory.renew([*found])
+        for name, data in (await self._memory.load([key for key in keys if key not in found])).items():
+            key = name[0], name[1], name[2]
+            found[key] = data.decode("utf-8", "surrogatepass")
+            await self._local.save(key, found[key])
         return found

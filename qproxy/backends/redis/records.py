@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
@@ -47,20 +48,23 @@ class RecordCipher:
             return self._seal(data, name)
         return await trio.to_thread.run_sync(self._seal, data, name)
 
-    async def open(self, sealed: bytes, name: str) -> bytes:
-        """Return the data that was stored under a name. Raises SealError."""
-        if len(sealed) < LARGE:
-            return self._open(sealed, name)
-        return await trio.to_thread.run_sync(self._open, sealed, name)
+    async def open(self, *sealed: tuple[str, bytes]) -> list[bytes]:
+        """Return the data that was stored under some names. Raises SealError."""
+        if sum(len(data) for _, data in sealed) < LARGE:
+            return self._open(sealed)
+        return await trio.to_thread.run_sync(self._open, sealed)
 
     def _seal(self, data: bytes, name: str) -> bytes:
         return self._sealer.seal(zlib.compress(data, 1), name)
 
-    def _open(self, sealed: bytes, name: str) -> bytes:
+    def _open(self, sealed: Sequence[tuple[str, bytes]]) -> list[bytes]:
         try:
-            return zlib.decompressobj().decompress(self._sealer.open(sealed, name), MAX_RECORD)
+            return [
+                zlib.decompressobj().decompress(self._sealer.open(data, name), MAX_RECORD)
+                for name, data in sealed
+            ]
         except zlib.error as error:
-            raise SealError(f"{name}: {error}") from None
+            raise SealError(f"a record cannot be inflated: {error}") from None
 
 
 class SealedRecords:
@@ -94,6 +98,12 @@ class SealedRecords:
         arguments = (name, f"{LIST_AGES * max_age:.0f}")
         await self._map_errors(self.client.run_script(self._owners, self._list_key(owner), *arguments))
 
+    def renew_name(self, owner: str, name: str, max_age: float) -> None:
+        """Keep a name in an owner's list, without waiting: it outlasts the record by far."""
+        command = (self._owners, self._list_key(owner), name, f"{LIST_AGES * max_age:.0f}")
+        with suppress(RedisError):
+            self.client.send(self.client.script_command(*command), lambda reply: None)
+
     async def delete_owner(self, owner: str, delete: Callable[[str], Awaitable[int]]) -> int:
         """Delete every record of an owner with `delete`, and return the sum. Raises ResponseStoreError."""
         key, count = self._list_key(owner), 0
@@ -106,10 +116,10 @@ class SealedRecords:
         """Return data as it is stored under a name."""
         return await self._cipher.seal(data, name)
 
-    async def open(self, sealed: bytes, name: str) -> bytes:
-        """Return the data that was stored under a name. Raises ResponseStoreError."""
+    async def open(self, *sealed: tuple[str, bytes]) -> list[bytes]:
+        """Return the data that was stored under some names. Raises ResponseStoreError."""
         try:
-            return await self._cipher.open(sealed, name)
+            return await self._cipher.open(*sealed)
         except SealError as error:
             raise self.fail(error) from None
 
@@ -117,11 +127,11 @@ class SealedRecords:
         """Return a value as it is stored under a name."""
         return await self.seal(json_codec.dumps(value), name)
 
-    async def open_json(self, sealed: bytes, name: str) -> tuple[JSON, int]:
-        """Return the value that was stored under a name, and its size. Raises ResponseStoreError."""
-        data = await self.open(sealed, name)
+    async def open_json(self, *sealed: tuple[str, bytes]) -> tuple[list[JSON], int]:
+        """Return the values that were stored under some names, and their size. Raises ResponseStoreError."""
+        found = await self.open(*sealed)
         try:
-            return json_codec.loads(data), len(data)
+            return [json_codec.loads(data) for data in found], sum(map(len, found))
         except ValueError as error:
             raise self.fail(error) from None
 

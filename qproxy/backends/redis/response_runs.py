@@ -76,7 +76,7 @@ class RedisResponseRuns:
         events: list[bytes] = []
         first = max(start, 0)
         for number, sealed in zip(batches[::2], batches[1::2], strict=True):
-            text = await self._records.open(sealed, self._name(owner, id, number))
+            (text,) = await self._records.open((self._name(owner, id, number), sealed))
             batch = [event + b"\n\n" for event in text.split(b"\n\n")[:-1]][max(start - number, 0) :]
             first = first if events or not batch else max(number, start)
             events += batch

@@ -72,7 +72,10 @@ class RedisResponses:
             raise self._records.fail(
                 f"the response has {len(body)} bytes when stored (shared_response_max_bytes)"
             )
-        await self._records.add_name(owner, _root(id), self._max_age)
+        if previous and _root(previous) == _root(id):
+            self._records.renew_name(owner, _root(id), self._max_age)
+        else:
+            await self._records.add_name(owner, _root(id), self._max_age)
         if not await self._run("save", owner, id, previous, body, MAX_CONVERSATION):
             raise self._records.fail(f"the conversation is larger than {MAX_CONVERSATION // 1024**2} MiB")
         self._saved += 1
@@ -87,7 +90,7 @@ class RedisResponses:
                 raise error from None
         if not found:
             return await self._local.get(owner, id)
-        return (await self._open(owner, id, *found))[0]
+        return (await self._open(owner, id, found))[0][0]
 
     async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
         chain: list[StoredResponse] = []
@@ -128,18 +131,20 @@ class RedisResponses:
                 raise error from None
         if not reply:
             return (await self._local.conversation(owner, id))[::-1], 0
-        found, size = [], 0
-        for previous, body in zip(reply[::2], reply[1::2], strict=True):
-            stored, stored_size = await self._open(owner, id, previous, body)
-            found.append(stored)
-            size, id = size + stored_size, previous.decode()
-        return found, size
+        return await self._open(owner, id, reply)
 
-    async def _open(self, owner: str, id: str, previous: bytes, body: bytes) -> tuple[StoredResponse, int]:
-        content, size = await self._records.open_json(body, self._name(owner, id))
-        if content["previous"] != previous.decode():
+    async def _open(self, owner: str, id: str, reply: Sequence[bytes]) -> tuple[list[StoredResponse], int]:
+        """Return a response and those before it, whose ids and bodies a reply has; and their size."""
+        previous = [name.decode() for name in reply[::2]]
+        ids = [id, *previous[:-1]]
+        names = [self._name(owner, each) for each in ids]
+        contents, size = await self._records.open_json(*zip(names, reply[1::2], strict=True))
+        if [content["previous"] for content in contents] != previous:
             raise self._records.fail(f"the order of the responses before {id} was changed there")
-        stored = StoredResponse(id, owner, content["previous"] or None, content["response"], content["items"])
+        stored = [
+            StoredResponse(each, owner, content["previous"] or None, content["response"], content["items"])
+            for each, content in zip(ids, contents, strict=True)
+        ]
         return stored, size
 
     async def _run(self, action: str, owner: str, id: str, *arguments: Argument) -> Any:

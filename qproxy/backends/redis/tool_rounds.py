@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qproxy.backends.redis.memory import SealedMemory, value_name
+from qproxy.backends.redis.memory import SealedMemory
 from qproxy.relay.tool_rounds import CallIds, ConversationKey, ToolRoundStore
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
@@ -28,14 +28,13 @@ class RedisToolRounds:
 
     async def save(self, key: ConversationKey, ids: CallIds, messages: Sequence[JSON]) -> None:
         await self._local.save(key, ids, messages)
-        await self._memory.save(value_name(key, ids), json_codec.dumps(list(messages)))
+        await self._memory.save((key, ids), json_codec.dumps(list(messages)))
 
     async def load(self, key: ConversationKey, ids: Sequence[CallIds]) -> Mapping[CallIds, Sequence[JSON]]:
         found = dict(await self._local.load(key, ids))
-        self._memory.renew([value_name(key, each) for each in found])
-        missing = {value_name(key, each): each for each in ids if each not in found}
-        for name, data in (await self._memory.load([*missing])).items():
-            messages = json_codec.loads(data)
-            await self._local.save(key, missing[name], messages)
-            found[missing[name]] = messages
+        self._memory.renew([(key, each) for each in found])
+        missing = [(key, each) for each in ids if each not in found]
+        for (_, each), data in (await self._memory.load(missing)).items():
+            found[each] = json_codec.loads(data)
+            await self._local.save(key, each, found[each])
         return found

@@ -114,11 +114,11 @@ async def test_what_may_be_lost(valkey, nursery, autojump_clock):
     grants = await open_grants(Link(valkey), nursery, lambda: 1e9)
 
     async def use():
-        await memory.save("a", b"data")
-        await memory.load(["a", "b", "c"])
+        await memory.save(("a",), b"data")
+        await memory.load([("a",), ("b",), ("c",)])
         await grants.add("key", b"a", 1e9 + 100)
         await grants.has("key", b"a")
 
     assert await cancel_at_each_step(use) >= 4
     assert await grants.has("key", b"a")
-    assert await (await open_memory(Link(valkey), nursery)).load(["a"]) == {"a": b"data"}
+    assert await (await open_memory(Link(valkey), nursery)).load([("a",)]) == {("a",): b"data"}
