@@ -36,9 +36,9 @@ def read_or_create(path: Path) -> list[bytes]:
     except FileNotFoundError:
         pass
     make_private_directory(path.parent)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(generate() + "\n")
             file.flush()
             os.fsync(file.fileno())
