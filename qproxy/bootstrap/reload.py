@@ -45,6 +45,9 @@ TOOL_SETTINGS = (
     "max_tool_processes",
     "web_search_tool",
     "missing_web_search",
+    "client_mcp_hosts",
+    "client_mcp_private",
+    "client_mcp_timeout",
     *transport.SETTINGS,
 )
 STORE_SETTINGS = (

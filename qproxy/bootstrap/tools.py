@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import trio
 
 from qproxy.bootstrap.limits import transport_limits
-from qproxy.bootstrap.transport import build_transport
+from qproxy.bootstrap.transport import build_transport, ssl_context
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.tools import McpServerConfig, SandboxConfig, ToolConfig, parameters
@@ -22,11 +22,13 @@ from qproxy.relay import ToolRoundStore, ToolRuntime
 from qproxy.sandbox import Launcher, ResourceLimits, SandboxPolicy, SystemSandbox, UnsandboxedLauncher
 from qproxy.sandbox.policy import MIB, policy_errors
 from qproxy.tools import arguments, functions, mcp
+from qproxy.tools.client_servers import ClientServers
 from qproxy.tools.command import CommandTool, missing_program
 from qproxy.tools.mcp_stdio import stdio_connection
 from qproxy.tools.registry import ToolRegistry, ToolRule
 from qproxy.tools.tool import NAME_PATTERN, Tool
-from qproxy.transport import UpstreamTransport
+from qproxy.transport import ConnectFunction, UpstreamTransport
+from qproxy.transport.public_hosts import connect_public
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
 """A function of a program that embeds qproxy, or the `Tool` that `functions.tool` makes of it."""
@@ -72,6 +74,12 @@ def build_tool_runtime(
         rounds=rounds,
         search_tool=config.web_search_tool,
         requires_search=config.missing_web_search == "error",
+        client_servers=ClientServers(
+            hosts=tuple(config.client_mcp_hosts),
+            allows_http=config.client_mcp_private,
+            timeout=config.client_mcp_timeout,
+            new_transport=partial(open_client_mcp_transport, config),
+        ),
     )
 
 
@@ -79,6 +87,14 @@ def open_mcp_transport(config: Config) -> UpstreamTransport:
     """Return a new transport to an MCP server, which may be silent for long within a response."""
     bounds = replace(transport_limits(config), idle_timeout=mcp.SILENCE_SECONDS, total_timeout=None)
     return build_transport(config, limits=bounds)
+
+
+def open_client_mcp_transport(config: Config) -> UpstreamTransport:
+    """Return a new transport to an MCP server that a client names: without a proxy, which would resolve the
+    name again."""
+    bounds = replace(transport_limits(config), idle_timeout=mcp.SILENCE_SECONDS, total_timeout=None)
+    connect: ConnectFunction = trio.open_tcp_stream if config.client_mcp_private else connect_public
+    return UpstreamTransport(bounds, connect=connect, ssl_context=ssl_context(config))
 
 
 def build_sandbox_policy(entry: SandboxConfig) -> SandboxPolicy:

@@ -42,11 +42,15 @@ def build_transport(
             proxy = ProxySettings.from_environment(proxy_environment(), config.no_proxy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    context = None
-    if config.ca_bundle is not None:
-        try:
-            context = ssl.create_default_context(cafile=config.ca_bundle)
-        except OSError as error:
-            reason = "no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
-            raise ConfigError(f"ca_bundle: cannot load {config.ca_bundle} ({reason}).") from None
-    return UpstreamTransport(limits, proxies=proxy, ssl_context=context, connect=connect)
+    return UpstreamTransport(limits, proxies=proxy, ssl_context=ssl_context(config), connect=connect)
+
+
+def ssl_context(config: Config) -> ssl.SSLContext | None:
+    """Return the context with the trusted certificates of the settings, None for the system's."""
+    if config.ca_bundle is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.ca_bundle)
+    except OSError as error:
+        reason = "no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(f"ca_bundle: cannot load {config.ca_bundle} ({reason}).") from None

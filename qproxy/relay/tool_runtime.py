@@ -20,6 +20,7 @@ from qproxy.relay.relay import Relay
 from qproxy.relay.tool_loop import RequestTools, ToolLoop
 from qproxy.relay.tool_rounds import ToolRoundStore, conversation_key, restore
 from qproxy.telemetry import RelayRecord
+from qproxy.tools.client_servers import ClientServers
 from qproxy.tools.registry import ToolRegistry, client_names
 from qproxy.tools.tool import Tool
 from qproxy.wire.errors import RequestError
@@ -40,11 +41,13 @@ class ToolRuntime:
         rounds: ToolRoundStore | None,
         search_tool: str | None,
         requires_search: bool,
+        client_servers: ClientServers,
     ) -> None:
         """`search_tool` is the name of the tool that searches the web for models that cannot; with
         `requires_search` a request for a search that nothing can do is an error."""
         self.registry = registry
         self._search_tool = search_tool
+        self._client_servers = client_servers
         self._requires_search = requires_search
         self.rounds = rounds
         self.max_rounds = limit
@@ -68,18 +71,23 @@ class ToolRuntime:
         served_model: str | None = None,
         remembers: bool = True,
         can_search: Callable[[str], bool] = lambda model: True,
+        nursery: trio.Nursery | None = None,
     ) -> tuple[Turn, RequestTools]:
         """Return the turn with its whole conversation, and its tools. Raises RequestError naming an
         unavailable one.
 
         `served_model` is the model of the request's alias. `can_search` returns whether a model searches the
         web itself.
+        `nursery` is that of the request, None for one in the background.
         `remembers` is for clients that do not see the calls of this server's tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = {}
         if turn.completion is None and (self.registry or turn.server_tools):  # a completion calls no tools
-            tools = self.registry.select(turn, name, served_model)
+            named = [request for request in turn.server_tools if request.url is not None]
+            labels = [source.label for source in self.registry.sources]
+            servers = await self._client_servers.connect(named, labels, nursery) if named else []
+            tools = self.registry.select(turn, name, served_model, servers)
         approvals: Iterable[str] = () if remembers else _approvals(turn, tools)
         lists: Iterable[ServerToolList] = () if remembers else _lists(turn, tools)
         searches = ""

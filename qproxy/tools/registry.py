@@ -123,11 +123,18 @@ class ToolRegistry:
         """Return a tool's policy for requests of a key for a model with these names."""
         return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
 
-    def select(self, turn: Turn, key: str = "", served_model: str | None = None) -> dict[str, Tool]:
+    def select(
+        self,
+        turn: Turn,
+        key: str = "",
+        served_model: str | None = None,
+        sources: Sequence[ToolProvider] = (),
+    ) -> dict[str, Tool]:
         """Return the tools that this server runs for a request. Raise RequestError for a tool that it may not
         use.
 
-        `served_model` is the target of the alias in the request, if it has one.
+        `served_model` is the target of the alias in the request, if it has one; `sources` are further ones,
+        which only this request has.
         """
         known = self.tools()
         names = (turn.model, served_model or turn.model)
@@ -137,7 +144,7 @@ class ToolRegistry:
 
         requested: dict[str, Tool] = {}
         for request in turn.server_tools:
-            for tool in self._requested(request, known, policy_of):
+            for tool in self._requested(request, known, policy_of, (*self.sources, *sources)):
                 self._check(request, tool, turn)
                 requested[tool.name] = tool
         if requested and turn.params.get("n", 1) != 1:
@@ -163,7 +170,11 @@ class ToolRegistry:
         }
 
     def _requested(
-        self, request: ServerToolRequest, known: Mapping[str, Tool], policy_of: Callable[[Tool], ToolPolicy]
+        self,
+        request: ServerToolRequest,
+        known: Mapping[str, Tool],
+        policy_of: Callable[[Tool], ToolPolicy],
+        sources: Sequence[ToolProvider],
     ) -> list[Tool]:
         """Return the requested tools. A forbidden tool raises the same error as one that does not exist."""
 
@@ -175,7 +186,7 @@ class ToolRegistry:
             if tool is None or not is_allowed(tool):
                 _unknown_tool_error(request, f"Unknown tool {request.name!r} on this server.")
             return [tool]
-        source = next((source for source in self.sources if source.label == request.server), None)
+        source = next((source for source in sources if source.label == request.server), None)
         if source is None:
             _unknown_tool_error(
                 request, f"Unknown MCP server {request.server!r}: this server is not connected to it."

@@ -5,7 +5,8 @@ These are parts of a `Turn`. The tools themselves are known to `qproxy.tools`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class ServerToolRequest:
     allowed: frozenset[str] | None = None
     """The only tools of that server to use, by the server's names."""
     approval: ApprovalPolicy = ApprovalPolicy()
+    url: str | None = field(default=None, repr=False)
+    """The address of a server that the client names itself."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers for that server, which may be secrets."""
 
 
 @dataclass(frozen=True, slots=True)

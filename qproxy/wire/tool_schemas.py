@@ -16,14 +16,20 @@ OpenAPI `ChatCompletionTool`, `ChatCompletionToolChoiceOption`, `ChatCompletionF
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeGuard
+from urllib.parse import urlsplit
 
 from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 from qproxy.wire.server_tools import ApprovalPolicy, ServerToolRequest
+
+MAX_URL, MAX_HEADERS, MAX_HEADER = 2048, 32, 8192
+"""Characters of an address, headers, and characters of each."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +100,46 @@ def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
     label = entry.get("server_label")
     if not _is_nonempty_name(label):
         _reject(f"{path}.server_label", "expected the label of a connected MCP server.")
-    if entry.get("server_url") is not None or entry.get("connector_id") is not None:
-        key = "server_url" if entry.get("server_url") is not None else "connector_id"
-        _reject(f"{path}.{key}", "this server only connects to MCP servers that its operator declared.")
+    for key in ("connector_id", "tunnel_id"):
+        if entry.get(key) is not None:
+            _reject(f"{path}.{key}", "this server only connects to MCP servers by their label or address.")
     return ServerToolRequest(
         path,
         server=label,
         allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools"),
         approval=_approval(entry.get("require_approval"), f"{path}.require_approval"),
+        url=None if entry.get("server_url") is None else _url(entry["server_url"], f"{path}.server_url"),
+        headers=_headers(entry, path),
     )
+
+
+def _url(value: JSON, path: str) -> str:
+    """Return the address of an MCP server."""
+    try:
+        parts = urlsplit(value if isinstance(value, str) and len(value) <= MAX_URL else "")
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not value.isascii() or not value.isprintable() or "@" in parts.netloc or " " in value:
+        _reject(path, "expected an http(s) URL of an MCP server, without a user name.")
+    return str(value)
+
+
+def _headers(entry: dict[str, JSON], path: str) -> dict[str, str]:
+    """Return the headers that a client wants its MCP server to get."""
+    given = entry.get("headers") or {}
+    if not isinstance(given, dict) or len(given) > MAX_HEADERS:
+        _reject(f"{path}.headers", f"expected an object with at most {MAX_HEADERS} headers.")
+    token = entry.get("authorization")
+    headers = {**given, **({} if token is None else {"authorization": f"Bearer {token}"})}
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not _is_header_value(value):
+            _reject(f"{path}.headers", "expected names and values of HTTP headers.")
+    return headers
+
+
+def _is_header_value(value: str) -> bool:
+    return value.isascii() and value.isprintable() and len(value) <= MAX_HEADER
 
 
 def _approval(value: JSON, path: str) -> ApprovalPolicy:

@@ -88,7 +88,7 @@ BAD_REQUESTS = {
     "no name": ({"type": "qproxy"}, "tools[0].name"),
     "no label": ({"type": "mcp"}, "tools[0].server_label"),
     "an address": (
-        {"type": "mcp", "server_label": "x", "server_url": "https://evil.test"},
+        {"type": "mcp", "server_label": "x", "server_url": "file:///etc/passwd"},
         "tools[0].server_url",
     ),
     "a connector": ({"type": "mcp", "server_label": "x", "connector_id": "c"}, "tools[0].connector_id"),

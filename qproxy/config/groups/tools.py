@@ -22,6 +22,17 @@ class ToolSettings:
         3600.0,
         "seconds to cache the hidden tool rounds of a response that ended with the client's own tool calls",
     )
+    client_mcp_hosts: list[str] = setting(
+        [],
+        "hosts (`mcp.example.com`, `*.example.com`, `host:8443`) of MCP servers that clients may name by "
+        "`server_url`; without any they cannot",
+    )
+    client_mcp_private: bool = setting(
+        False, "let client_mcp_hosts have private addresses, and be reached over plain HTTP"
+    )
+    client_mcp_timeout: float = setting(
+        10.0, "maximum seconds to connect to an MCP server that a client names, and to list its tools"
+    )
     web_search_sources: bool = setting(
         True,
         "use DashScope's native API for web searches that clients request: the other one names no sources",

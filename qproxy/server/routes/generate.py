@@ -114,6 +114,7 @@ class GenerationRoutes:
                     served_model=state.relay.policy.aliases.resolve(turn.model),
                     remembers=not endpoint.exposes_server_tools,
                     can_search=state.relay.can_search,
+                    nursery=None if history.is_background(turn) else request_context.nursery(),
                 )
                 estimate = await reserve_usage(state, turn.model, prompt_size(equipped), output_limit(turn))
                 equipped, turn = (replace(each, token_estimate=estimate) for each in (equipped, turn))

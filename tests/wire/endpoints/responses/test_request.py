@@ -332,7 +332,7 @@ WRONG = {
     "a tool of a group": ({"tools": [{**GROUP, "tools": [{**FUNCTION, "parameters": 1}]}]},
         "tools[0].tools[0].parameters", "a JSON schema"),
     "an MCP server of the client's": ({"tools": [{"type": "mcp", "server_label": "x",
-        "server_url": "http://x"}]}, "tools[0].server_url", "declared"),
+        "server_url": "ftp://x"}]}, "tools[0].server_url", "http(s) URL"),
     "a choice of an unknown function": ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice",
         "not among"),
     "max_output_tokens 0": ({"max_output_tokens": 0}, "max_output_tokens", "from 1"),
