@@ -109,6 +109,8 @@ class Account:
     served_models: set[str] = field(default_factory=set, repr=False)
     """Models with a successful request, whether they are listed or not."""
     in_flight: int = 0
+    in_flight_elsewhere: int = 0
+    """Requests of other processes, as far as they have reported them: for display."""
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     """By model; "" is the cooldown of the whole account."""
     last_error: str | None = None

@@ -64,6 +64,7 @@ class _LastSync:
     """The failures and the end of an open circuit, by Trio's clock."""
     shared_circuit: SharedCircuit | None = None
     """That of the store."""
+    in_flight: int = 0
 
 
 class AccountStateSync:
@@ -213,6 +214,7 @@ class AccountStateSync:
             dict(account.cooldowns),
             learned_rules=account.learned_rules.entries(),
             circuit=_circuit(account),
+            in_flight=account.in_flight,
         )
 
     def _shared_circuit(self, circuit: tuple[int, float]) -> SharedCircuit:
@@ -225,6 +227,7 @@ class AccountStateSync:
         before = self._last_synced[account.identity]
         here = now_posted.local_cooldowns
         self._apply_history(account, now_posted, state)
+        account.in_flight_elsewhere = max(0, state.active_requests(wall_clock) - now_posted.in_flight)
         for key in {*here, *account.cooldowns, *state.cooldowns}:
             if (
                 key in account.cooldowns

@@ -165,6 +165,16 @@ async def test_a_cancelled_request_leaves_nothing_behind(autojump_clock):
         assert one.rate_limiter.tokens.available(trio.current_time()) > 99
 
 
+async def test_requests_in_flight_elsewhere_are_known(autojump_clock):
+    """Each process knows the others' requests, without its own."""
+    processes = Processes(3)
+    async with leases(processes.pools[0], 2), leases(processes.pools[1], 3):
+        await processes.share()
+        assert [processes.first(n).in_flight_elsewhere for n in range(3)] == [3, 2, 5]
+    await processes.share()
+    assert [processes.first(n).in_flight_elsewhere for n in range(3)] == [0, 0, 0]
+
+
 async def test_an_event_is_exchanged_at_once(autojump_clock):
     """A cooldown and its end do not wait for the next second; ordinary successes do."""
     processes = Processes(1)

@@ -86,6 +86,8 @@ class RedisAccountState:
         self._subjects.settle(subject)
 
     async def claim_probe(self, identity: str, cooldowns: Mapping[str, Cooldown]) -> bool:
+        if not self._server_clock.is_known:
+            return True
         copy, offset, sent_at = self._copy(identity), self._server_clock.offset, self._wall_clock()
         claims = [
             part

@@ -50,6 +50,7 @@ class AccountCard:
     severity: str
     """ok, unknown, warning or error."""
     in_flight: int
+    """Of all processes."""
     requests: int
     failures: int
     expires_at: float | None
@@ -186,7 +187,7 @@ def account_card(account: Account, at: float, ahead: float) -> AccountCard:
         state=condition.state,
         message=_sentence(status.message if status and condition.state == "ready" else condition.message),
         severity=condition.severity,
-        in_flight=account.in_flight,
+        in_flight=account.in_flight + account.in_flight_elsewhere,
         requests=account.requests,
         failures=account.failures,
         expires_at=status.expires_at if status else None,
