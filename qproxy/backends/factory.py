@@ -93,7 +93,7 @@ class Backends:
     audit: AuditLog
     credential_opener: Callable[[Config], OpenCredentials] = credential_opener
     """Opens stores of accounts for changed settings."""
-    shared_state: SharedStateMonitor | None = None
+    monitor: SharedStateMonitor | None = None
     """None if no other machine shares anything."""
     startup: tuple[Callable[[], Awaitable[None]], ...] = ()
     """Waits of a moment, once the tasks of `background` run, before the first request is served."""
@@ -136,7 +136,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         open_stores=open_stores,
         tool_rounds=open_tool_rounds(config, shared.stores),
         reasoning=open_reasoning(config, shared.stores),
-        shared_state=shared.monitor,
+        monitor=shared.monitor,
         background=(shared.run,),
     )
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -141,7 +142,7 @@ def build_state(
         body_logger=telemetry.build_body_logger(config),
         tracer=tracer,
         peers=Peers(workers_directory or find_peer_directory(data_dir())),
-        shared_state=backends.shared_state,
+        shared_state=backends.monitor,
         startup=backends.startup,
         background=tuple(background),
     )
@@ -220,6 +221,8 @@ def build_relay(
         search_sources=config.web_search_sources,
         embedding_requests=config.max_embedding_requests,
         result_hosts=tuple(config.result_hosts),
+        speech_voices=config.speech_voices,
+        ffmpeg=None if config.ffmpeg == "none" else shutil.which(config.ffmpeg or "ffmpeg"),
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
     return Relay(pool, transport, policy, reasoning, token_ratios)

@@ -17,6 +17,7 @@ GROUPS = {
     "oauth_device_url": "Qwen accounts",
     "store_responses": "stored responses",
     "realtime_timeout": "realtime sessions",
+    "speech_voices": "sound, pictures and files",
     "log_level": "logs, metrics and usage",
     "shared_state": "several machines",
     "max_tool_rounds": "tools",

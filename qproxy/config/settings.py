@@ -23,6 +23,7 @@ from qproxy.config.accounts import (
 from qproxy.config.groups import (
     AccessSettings,
     LoginSettings,
+    MediaSettings,
     NetworkSettings,
     ResponseSettings,
     SharedStateSettings,
@@ -47,6 +48,7 @@ class Config(
     ToolSettings,
     SharedStateSettings,
     TelemetrySettings,
+    MediaSettings,
     ResponseSettings,
     LoginSettings,
     TranslationSettings,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from qproxy.emulator import rerank
+from qproxy.emulator import rerank, speech
 from qproxy.emulator.faults import ScriptedReply, json_reply
 from qproxy.wire.rerank import upstream as rerank_upstream
+from qproxy.wire.speech import upstream as speech_upstream
 
 Respond: TypeAlias = Callable[[Any], ScriptedReply]
 """Given the request (`server.ReceivedRequest`), returns its reply. Raises ApiError."""
@@ -21,6 +22,12 @@ def json_service(respond: Callable[[Any], dict[str, Any]]) -> Respond:
 SERVICES: dict[str, Respond] = {
     rerank_upstream.COMPATIBLE: json_service(rerank.compatible_response),
     rerank_upstream.NATIVE: json_service(rerank.native_response),
+    speech_upstream.SYNTHESIZER: speech.synthesizer,
+    "/audio/speech": speech.open_speech,
     "/rerank": json_service(rerank.open_response),
 }
 """By path below `/v1` or `/compatible-mode/v1`, or by the whole path."""
+RESULTS: dict[str, Respond] = {speech.RESULT_PATH: speech.result}
+"""Files that answers link to, by path."""
+NATIVE_TASKS: dict[str, Respond] = {"speech": speech.qwen_tts}
+"""Services at the path of native generation, by the task of their models."""

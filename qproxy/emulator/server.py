@@ -272,6 +272,8 @@ class Emulator:
         is_native = path.startswith(native.PREFIX)
         try:
             identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
+            if seen.method == "GET" and seen.path in families.RESULTS:
+                return families.RESULTS[seen.path](seen)
             denied = identity or self._authentication_error(seen)
             if denied is not None:
                 return native.translate(denied) if is_native else denied
@@ -324,6 +326,10 @@ class Emulator:
 
     def _generate(self, seen: ReceivedRequest) -> ScriptedReply:
         """Answer in DashScope's native form."""
+        tasks = package_catalog().get(str(seen.body.get("model"))).tasks or []
+        other = next((families.NATIVE_TASKS[task] for task in tasks if task in families.NATIVE_TASKS), None)
+        if other is not None:
+            return other(seen)
         service = native.SERVICES[seen.path]
         body = native.chat_request(seen.body, seen.headers.get("x-dashscope-sse") == "enable")
         native.validate(body, service, self._facts)

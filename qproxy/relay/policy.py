@@ -29,4 +29,8 @@ class RelayPolicy:
     """Maximum batches in flight per request for embeddings."""
     result_hosts: tuple[str, ...]
     """Patterns of the hosts of files that responses link to."""
+    speech_voices: Mapping[str, str]
+    """Voices of clients, and the models' names for them."""
+    ffmpeg: str | None
+    """Program that makes other formats of sound; None without one."""
     profile: Callable[[str], tool_calls.ModelProfile]

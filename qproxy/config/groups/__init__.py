@@ -2,6 +2,7 @@
 
 from qproxy.config.groups.access import AccessSettings
 from qproxy.config.groups.login import LoginSettings
+from qproxy.config.groups.media import MediaSettings
 from qproxy.config.groups.network import NetworkSettings
 from qproxy.config.groups.responses import ResponseSettings
 from qproxy.config.groups.shared_state import SharedStateSettings
@@ -12,6 +13,7 @@ from qproxy.config.groups.translation import TranslationSettings
 __all__ = [
     "AccessSettings",
     "LoginSettings",
+    "MediaSettings",
     "NetworkSettings",
     "ResponseSettings",
     "SharedStateSettings",

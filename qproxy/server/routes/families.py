@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qproxy.server.routes.rerank import RerankRoutes
+from qproxy.server.routes.speech import SpeechRoutes
 from qproxy.server.state import RouteGroup, StateHolder
 
-FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (RerankRoutes,)
+FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (RerankRoutes, SpeechRoutes)

@@ -88,10 +88,10 @@ SCHEMA: JSON = object_schema(
 _OWN = frozenset(("model", "query", "documents", "texts", "instruct", *FIELDS)) - COHERE_FIELDS
 
 
-def decode(body: JSON, *, v2: bool = False, default_model: str | None = None) -> RerankInput:
+def decode(body: JSON, *, v2: bool = False) -> RerankInput:
     """Return the validated request. Raises RequestError naming the invalid field."""
     body = validation.body(body)
-    model = validation.require_model(body, default_model)
+    model = validation.require_model(body, None)
     fields = validation.check_fields(body, FIELDS)
     tei = "texts" in fields and "documents" not in fields
     name = "texts" if tei else "documents"

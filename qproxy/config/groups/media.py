@@ -1,0 +1,23 @@
+"""Sound, pictures and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qproxy.config.setting import setting
+
+
+@dataclass(frozen=True)
+class MediaSettings:
+    """Sound, pictures and files."""
+
+    speech_voices: dict[str, str] = setting(
+        {},
+        "voice names that clients may use for speech, and the models' names for them; MODEL/NAME is for "
+        "one model",
+    )
+    ffmpeg: str | None = setting(
+        None,
+        "program that makes the formats and speeds of sound which a model lacks; default ffmpeg, if it is "
+        "installed; `none` disables it",
+    )
