@@ -7,15 +7,21 @@ from typing import Any
 import pytest
 import trio
 
+from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.redis.address import Address
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.cluster import ClusterClient, key_of, slot_of
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.exchange import BudgetLimit
 from qproxy.backends.redis.script import Script, load_script
+from qproxy.backends.redis.stores import SCRIPTS, RedisStores
 from qproxy.backends.redis.subjects import Subjects
 from qproxy.backends.redis.subscriber import Subscriber
+from qproxy.backends.stores import open_stores
+from qproxy.config import Config
 from tests.backends.redis.groups import HOST, free_ports, until
+from tests.backends.redis.members import SEALER
+from tests.backends.redis.test_responses import id_of, save_chain
 
 OPTIONS: dict[str, Any] = {"prefix": "q", "timeout": 5.0, "connect_timeout": 5.0}
 ECHO = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
@@ -161,3 +167,28 @@ async def test_a_cluster_that_cannot_serve_is_reported(cluster):
             await client.request("GET", "x")
         await until(lambda: client._slots[slot_of("x")] is not None)
         assert await client.request("GET", "x") is None
+
+
+async def test_sealed_stores_are_spread_over_the_servers(cluster):
+    """Every record, whose name decides its server, is found, listed and deleted with its owner."""
+    local = open_stores(Config(store_responses=True))
+    async with trio.open_nursery() as nursery:
+        client = ClusterClient(cluster.address, scripts=SCRIPTS, **OPTIONS)
+        nursery.start_soon(client.run)
+        await until(lambda: len([node for node in client.nodes if node.is_connected]) == 3)
+        shared = RedisStores(client, SEALER).open_responses(local, max_age=100.0, max_bytes=10**6)
+        assert shared.responses is not None
+        for root in range(20):
+            await save_chain(shared.responses, [1, 2], root=f"{root:08x}")
+        for root in range(20):
+            assert len(await shared.responses.conversation("bob", id_of(2, f"{root:08x}"))) == 2
+        sizes = [server.execute("DBSIZE") for server in cluster.servers if server.is_primary]
+        assert min(sizes) > 0
+        rounds = RedisStores(client, SEALER).open_tool_rounds(MemoryToolRounds(seconds=60.0), seconds=60.0)
+        other = RedisStores(client, SEALER).open_tool_rounds(MemoryToolRounds(seconds=60.0), seconds=60.0)
+        calls = [(f"call_{number}",) for number in range(20)]
+        for each in calls:
+            await rounds.save("place", each, [{"role": "tool", "content": each[0]}])
+        assert set(await other.load("place", calls)) == set(calls)
+        assert await shared.responses.delete_owner("bob") == 40
+        nursery.cancel_scope.cancel()
