@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,8 @@ MAX_NAMES = 50_000
 """Names of which a process knows that they need no command; the oldest is forgotten."""
 RENEWALS = 4
 """How often a value is renewed within the time that it is kept."""
+ABSENT_SECONDS = 300.0
+"""For which a name that has no value is not asked for again."""
 log = logging.getLogger("qproxy.backends")
 
 
@@ -53,7 +56,8 @@ class SealedMemory:
         self._kind = kind
         self._seconds = seconds
         self._clock = clock
-        self._quiet_until: OrderedDict[Name, float] = OrderedDict()
+        self._absent_until: OrderedDict[Name, float] = OrderedDict()
+        self._renewed_until: OrderedDict[Name, float] = OrderedDict()
         self._warned = False
 
     def __repr__(self) -> str:
@@ -64,27 +68,31 @@ class SealedMemory:
         key = self._key(name)
         sealed = await self._cipher.seal(data, key)
         if len(sealed) <= MAX_VALUE:
-            self._silence(name, self._seconds / RENEWALS)
+            self._absent_until.pop(name, None)
+            self._set(self._renewed_until, name, self._seconds / RENEWALS)
             await self._request([("SET", key, sealed, "EX", self._expiry)])
 
     async def load(self, names: Sequence[Name]) -> dict[Name, bytes]:
-        """Return the values that there are, of names that this process has not asked for lately."""
-        names = [name for name in names if self._is_due(name)]
+        """Return the values that there are; names that had none lately have none."""
+        names = [name for name in names if self._is_due(self._absent_until, name)]
         replies = await self._request([("GETEX", self._key(name), "EX", self._expiry) for name in names])
         found = {}
         for name, reply in zip(names, replies, strict=True):
             if isinstance(reply, RedisError):
                 continue
-            self._silence(name, self._seconds if reply is None else self._seconds / RENEWALS)
-            if reply is not None and (data := await self._open(name, reply)) is not None:
+            data = None if reply is None else await self._open(name, reply)
+            if data is None:
+                self._set(self._absent_until, name, min(self._seconds, ABSENT_SECONDS))
+            else:
+                self._set(self._renewed_until, name, self._seconds / RENEWALS)
                 found[name] = data
         return found
 
     def renew(self, names: Sequence[Name]) -> None:
         """Keep values that this process has used from its own memory. Never waits."""
         for name in names:
-            if self._is_due(name):
-                self._silence(name, self._seconds / RENEWALS)
+            if self._is_due(self._renewed_until, name):
+                self._set(self._renewed_until, name, self._seconds / RENEWALS)
                 try:
                     self._client.send(("EXPIRE", self._key(name), self._expiry), lambda reply: None)
                 except RedisError:
@@ -124,15 +132,15 @@ class SealedMemory:
             await done.wait()
         return [*replies]
 
-    def _is_due(self, name: Name) -> bool:
-        return self._quiet_until.get(name, 0.0) <= self._clock()
+    def _is_due(self, table: OrderedDict[Name, float], name: Name) -> bool:
+        return table.get(name, -math.inf) <= self._clock()
 
-    def _silence(self, name: Name, seconds: float) -> None:
-        """Send nothing for a name for some time."""
-        self._quiet_until[name] = self._clock() + seconds
-        self._quiet_until.move_to_end(name)
-        if len(self._quiet_until) > MAX_NAMES:
-            self._quiet_until.popitem(last=False)
+    def _set(self, table: OrderedDict[Name, float], name: Name, seconds: float) -> None:
+        """Remember a name for some time."""
+        table[name] = self._clock() + seconds
+        table.move_to_end(name)
+        if len(table) > MAX_NAMES:
+            table.popitem(last=False)
 
     @property
     def _expiry(self) -> int:

@@ -58,6 +58,25 @@ async def test_a_round_in_use_is_renewed_without_waiting(processes, valkey, auto
     assert await two.load("place", CALLS[:1])
 
 
+async def test_a_process_that_dropped_its_copy_asks_again(processes, autojump_clock):
+    """Its memory is bounded, and the server still has the round."""
+    _, (one, _) = processes
+    await one.save("place", CALLS[0], HIDDEN)
+    one._local._drop(("place", CALLS[0]))
+    assert await one.load("place", CALLS)
+
+
+async def test_what_is_saved_later_is_found(processes, autojump_clock):
+    """A name that had no value is asked for again after a while, or as soon as this process saves one."""
+    _, (one, two) = processes
+    assert not await two.load("place", CALLS)
+    await one.save("place", CALLS[0], HIDDEN)
+    assert not await two.load("place", CALLS)
+    await trio.sleep(60)
+    await one.save("place", CALLS[0], HIDDEN)
+    assert await two.load("place", CALLS)
+
+
 async def test_a_large_round_stays_in_its_process(processes, valkey, monkeypatch, autojump_clock):
     """The next turn finds it there."""
     monkeypatch.setattr(memory, "MAX_VALUE", 100)
