@@ -278,10 +278,10 @@ def steps(stream, profile):
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_work_of_the_stages_is_linear(name, profile):
     """Four times the text, one character at a time, costs about four times the steps."""
-    short, _ = steps(STREAMS[name](1000), profile)
-    long, size = steps(STREAMS[name](4000), profile)
-    assert long <= 4.6 * short + 1000
-    assert size <= 2 * 4000 + 1000
+    short, _ = steps(STREAMS[name](500), profile)
+    long, size = steps(STREAMS[name](2000), profile)
+    assert long <= 4.6 * short + 500
+    assert size <= 2 * 2000 + 500
 
 
 @pytest.mark.parametrize("side", ["from_client", "from_upstream"])
