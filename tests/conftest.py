@@ -7,6 +7,7 @@ import sys
 
 from hypothesis import settings
 
+from tests.case_groups import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401 - hooks
 from tests.examples import examples
 
 sys.dont_write_bytecode = False  # compiled once, not anew by every worker and by a hundred child processes:

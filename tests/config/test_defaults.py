@@ -21,6 +21,7 @@ OTHER_MEANINGS = {
 """Settings whose names have other meanings as well."""
 EXCEPTIONS = {
     "qproxy.emulator.server.Emulator.serve(port)": "the emulator's own port",
+    "qproxy.server.app._Rule(host)": "a column of Werkzeug's rules",
 }
 FLAGS = ("qproxy.wire.tool_calls.ModelProfile",)
 """Constructors that get a flag of one model, which a setting's patterns decide."""
