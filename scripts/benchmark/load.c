@@ -1,6 +1,6 @@
 /* A load generator: some connections, each asks again when its answer is whole.
  *
- * usage: load PORT CONNECTIONS SECONDS BODY-FILE [held]
+ * usage: [BENCH_KEY=sk-...] load PORT CONNECTIONS SECONDS BODY-FILE [held]
  * prints: requests errors bytes seconds p50-ms p99-ms chunks     (chunks: lines that begin with "data:")
  * held: each connection asks once; prints when all have begun, and holds them for SECONDS.
  * 127.0.0.1 only; ends by itself.
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     int connections = atoi(argv[2]); double seconds = atof(argv[3]) * 1e3; held = argc > 5;
     FILE *file = fopen(argv[4], "rb"); static char body[16 << 20]; size_t length = fread(body, 1, sizeof body, file); fclose(file);
     request = malloc(length + 512);
-    request_length = sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:%s\r\ncontent-type: application/json\r\nauthorization: Bearer sk-bench\r\ncontent-length: %zu\r\n\r\n", argv[1], length);
+    request_length = sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:%s\r\ncontent-type: application/json\r\nauthorization: Bearer %s\r\ncontent-length: %zu\r\n\r\n", argv[1], getenv("BENCH_KEY") ? getenv("BENCH_KEY") : "sk-bench", length);
     memcpy(request + request_length, body, length); request_length += length;
     address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(atoi(argv[1])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     poll_fd = epoll_create1(0);

@@ -27,7 +27,7 @@ STEP = 200
 KINDS = {
     "k": "limits of API keys", "w": "wrong keys by address", "keys": "API keys", "g": "grants",
     "a": "accounts", "r": "responses", "c": "conversations", "e": "background responses", "m": "tool rounds",
-    "t": "reasoning", "process": "processes", "processes": "processes",
+    "t": "reasoning", "login": "logins in progress", "process": "processes", "processes": "processes",
 }  # fmt: skip
 SEALED = b"gAAAAA"
 """The beginning of what Fernet has encrypted: its version, and a date before 2106."""
