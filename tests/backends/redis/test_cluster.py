@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import trio
 
+from qproxy.accounts.shared_state import AccountStateDelta
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
+from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.address import Address
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.cluster import ClusterClient, key_of, slot_of
@@ -32,7 +34,7 @@ LIMITS = load_script("limits")
 async def connected(cluster, **options):
     """A client of the cluster, once it has connected."""
     async with trio.open_nursery() as nursery:
-        client = ClusterClient(cluster.address, scripts=[ECHO, LIMITS], **{**OPTIONS, **options})
+        client = ClusterClient(cluster.address, scripts=[ECHO, LIMITS, ACCOUNTS], **{**OPTIONS, **options})
         nursery.start_soon(client.run)
         await until(lambda: len([node for node in client.nodes if node.is_connected]) == 3)
         yield client
@@ -55,6 +57,34 @@ def test_the_key_of_a_command():
     assert key_of(("GET", b"k")) == b"k"
     assert key_of(("INFO", "server")) is None
     assert key_of(("PING",)) is None
+
+
+async def test_account_states_are_shared_by_a_cluster(cluster):
+    """Each account on the server of its slot; an event there reaches a process that listens to any server."""
+    async with connected(cluster) as client, connected(cluster) as other, trio.open_nursery() as nursery:
+        stores = []
+        for each in (client, other):
+            subscriber = Subscriber(each)
+            nursery.start_soon(subscriber.run)
+            stores.append(RedisAccountState(each, Subjects(each, LIMITS, "a", "share"), subscriber))
+        one, two = stores
+        names = [f"id{n}" for n in range(9)]
+        await two.exchange({name: AccountStateDelta(name) for name in names})
+        await two.wait_change(0.05)
+        await until(lambda: two._subscriber._connection is not None)
+        assert two._subscription is not None
+        while (await two._subscription.wait(0.2)).everything:
+            pass
+        changes = {name: AccountStateDelta(name, quota=("gone",), requests=2) for name in names}
+        await one.exchange(changes)
+        with trio.fail_after(20):
+            await two.wait_change(20)
+        states = await two.exchange({name: AccountStateDelta(name) for name in names})
+        assert {state.quota for state in states.values()} == {"gone"}
+        assert sum(state.requests for state in (await one.load(names)).values()) == 18
+        assert (await one.acquire("id1", {}, {"requests": 1}, 1)).granted
+        assert (await two.acquire("id1", {}, {"requests": 1}, 1)).at_capacity
+        nursery.cancel_scope.cancel()
 
 
 async def test_commands_go_to_the_servers_of_their_keys(cluster):
