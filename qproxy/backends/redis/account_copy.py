@@ -173,12 +173,12 @@ class AccountCopy:
 
     def apply(self, reply: list[bytes], sent_at: float, write: Write | None = None) -> None:
         """Apply the reply to a command that was sent at a time of the wall clock."""
-        now, made_at, version = (item.decode() for item in reply[1:4])
+        now, made_at, version = (item.decode(errors="replace") for item in reply[1:4])
         wall_clock = self._wall_clock()
         self._server_clock.observe(sent_at, float(now), wall_clock)
         is_offer = write is not None and write.is_offer
         if not is_offer and self._knows_more_than(made_at, version):
-            self._keep(write, was_executed=int(version or 0) >= int(self._version))
+            self._keep(write, was_executed=_number(version) >= _number(self._version))
             return
         self._is_lost = False
         if len(reply) > 4:
@@ -193,7 +193,7 @@ class AccountCopy:
     def _knows_more_than(self, made_at: str, version: str) -> bool:
         if not self._version:
             return False
-        return made_at != self._made_at or int(version or 0) < int(self._version)
+        return made_at != self._made_at or _number(version) < _number(self._version)
 
     def _keep(self, write: Write | None, *, was_executed: bool) -> None:
         """Keep this copy, with what was written, until it has been offered."""
@@ -204,6 +204,10 @@ class AccountCopy:
             self._state = merge(self._state, write.delta, self._client.process, self._wall_clock())
         else:
             self._pending = combine_deltas(write.delta, self._pending or AccountStateDelta(write.delta.name))
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isascii() and version.isdigit() else 0
 
 
 def combine_deltas(first: AccountStateDelta, second: AccountStateDelta) -> AccountStateDelta:

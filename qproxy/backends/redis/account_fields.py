@@ -7,7 +7,9 @@ which is `offset` seconds ahead.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 from qproxy.accounts.condition import LoginState
 from qproxy.accounts.cooldowns import Cooldown
@@ -20,6 +22,8 @@ from qproxy.accounts.shared_state import (
     SharedCircuit,
 )
 from qproxy.backends.redis.connection import Argument
+
+T = TypeVar("T")
 
 
 def operations_of(delta: AccountStateDelta, offset: float) -> list[Argument]:
@@ -100,10 +104,10 @@ def parse_state(fields: Sequence[bytes], offset: float, wall_clock: float) -> Ac
     last_error, last_message = json.loads(error) if error else (None, None)
     fault_at, failed_model = _timed(found, "fault", offset)
     login = found.get("login")
-    learned = {key: float(text.split(" ")[0]) for key, text in _named(found, "r").items()}
+    learned = _parse_each(found, "r", lambda text: float(text.split(" ")[0]))
     return AccountState(
         name=found.get("name", ""),
-        cooldowns={key: parse_cooldown(text, offset) for key, text in _named(found, "c").items()},
+        cooldowns=_parse_each(found, "c", lambda text: parse_cooldown(text, offset)),
         requests=int(found.get("requests", 0)),
         failures=int(found.get("failures", 0)),
         last_error=last_error,
@@ -111,7 +115,7 @@ def parse_state(fields: Sequence[bytes], offset: float, wall_clock: float) -> Ac
         quota=found.get("quota") or None,
         login=LoginState(*json.loads(login)) if login else None,
         slots=_slots(found, offset),
-        in_flight={name: _in_flight(text, offset) for name, text in _named(found, "f").items()},
+        in_flight=_parse_each(found, "f", lambda text: _in_flight(text, offset)),
         last_message=last_message,
         last_success_at=_timed(found, "success", offset)[0],
         last_fault_at=fault_at,
@@ -133,17 +137,17 @@ def parse_cooldown(text: str, offset: float) -> Cooldown:
 
 
 def _successes(found: Mapping[str, str], offset: float, wall_clock: float) -> dict[str, float]:
-    times = {key: float(text) - offset for key, text in _named(found, "e").items()}
+    times = _parse_each(found, "e", lambda text: float(text) - offset)
     return {key: at for key, at in times.items() if wall_clock - at <= HEARTBEAT}
 
 
 def _slots(found: Mapping[str, str], offset: float) -> dict[str, int]:
     """Return the requests by time slot of this machine's clock."""
     slots: dict[str, int] = {}
-    for slot, count in _named(found, "m").items():
+    for slot, count in _parse_each(found, "m", int).items():
         middle = (int(slot) + 0.5) * SLOT_SECONDS - offset
         name = str(int(middle // SLOT_SECONDS))
-        slots[name] = slots.get(name, 0) + int(count)
+        slots[name] = slots.get(name, 0) + count
     return slots
 
 
@@ -166,9 +170,14 @@ def _timed(found: Mapping[str, str], name: str, offset: float) -> tuple[float | 
     return (float(at) - offset if at else None), text
 
 
-def _named(found: Mapping[str, str], kind: str) -> dict[str, str]:
-    """Return the fields of a kind, by what follows it."""
-    return {field[2:]: text for field, text in found.items() if field.startswith(f"{kind}:")}
+def _parse_each(found: Mapping[str, str], kind: str, parse: Callable[[str], T]) -> dict[str, T]:
+    """Return the fields of a kind, by what follows it, without damaged ones."""
+    parsed = {}
+    for field, text in found.items():
+        if field.startswith(f"{kind}:"):
+            with suppress(ValueError):
+                parsed[field[2:]] = parse(text)
+    return parsed
 
 
 def _time(seconds: float) -> str:

@@ -10,7 +10,7 @@
 --
 -- Fields: b (when the hash was made), v (version: grows, also over a lost hash), n:PROCESS (number of its last write,
 -- and when), c:KEY (cooldown), e:KEY (when a success ended it), woken, f:PROCESS (requests in flight, until when
--- that counts, and since when), m:SLOT (requests of ten seconds), next (when to clean up); others as the caller names them
+-- that counts, and since when), m:SLOT (requests of ten seconds), next (when to clean up); others as they are named
 local LEASE, KEPT, ENDED, MAX_COOLDOWNS, SLOT = 30, 86400, 60, 400, 10
 local key, A = KEYS[1], ARGV
 local time = redis.call('TIME')
@@ -19,6 +19,9 @@ local process, number, position = A[1], tonumber(A[2]), 7
 local function take() position = position + 1 return A[position - 1] end
 local function get(field) return redis.call('HGET', key, field) or nil end
 local function put(field, value) redis.call('HSET', key, field, value) end
+local function add(field, amount)  -- a field that is damaged starts again
+  if type(redis.pcall('HINCRBY', key, field, amount)) == 'table' then put(field, amount) end
+end
 local function leading(text) return text and tonumber(string.match(text, '^%S+')) end
 local function parse(text)
   local ends, since, probing, rest = string.match(text or '', '^(%S+) (%S+) (%S+)(.*)$')
@@ -75,7 +78,7 @@ local operations = {
   end,
   set = function() put(take(), take()) end,
   remove = function() redis.call('HDEL', key, take()) end,
-  add = function() redis.call('HINCRBY', key, take(), take()) end,
+  add = function() add(take(), take()) end,
   least = function()
     local field, amount = take(), take()
     if tonumber(amount) > number_of(field) then put(field, amount) end
@@ -85,7 +88,7 @@ local operations = {
     local text = take()
     if (get('results') or '') == '' then put('results', text) end
   end,
-  sent = function() redis.call('HINCRBY', key, 'm:' .. math.floor(now / SLOT), take()) end,
+  sent = function() add('m:' .. math.floor(now / SLOT), take()) end,
   flight = function()
     local count = take()
     if count == '0' then redis.call('HDEL', key, 'f:' .. process)
