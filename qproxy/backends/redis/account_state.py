@@ -86,9 +86,13 @@ class RedisAccountState:
         self._subjects.settle(subject)
 
     async def claim_probe(self, identity: str, cooldowns: Mapping[str, Cooldown]) -> bool:
+        copy = self._copy(identity)
+        if not self._server_clock.is_known:
+            with trio.move_on_after(self._client.timeout):
+                await self._send([copy])
         if not self._server_clock.is_known:
             return True
-        copy, offset, sent_at = self._copy(identity), self._server_clock.offset, self._wall_clock()
+        offset, sent_at = self._server_clock.offset, self._wall_clock()
         claims = [
             part
             for key, cooldown in cooldowns.items()
