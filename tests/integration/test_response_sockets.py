@@ -20,6 +20,7 @@ from qproxy.emulator.faults import json_reply
 from qproxy.server import request_context
 from tests.disconnects import BEGUN, slow, until
 from tests.helpers import MODEL, h2c, leftovers, world
+from tests.integration.test_background import get_events
 from tests.integration.test_realtime import reject
 from tests.openai_types import judge
 from tests.realtime_client import talk
@@ -103,6 +104,46 @@ async def test_stored_responses_are_found_everywhere(autojump_clock):
         )
         assert status == 200
         assert [text for role, text in asked(it) if role == "user"] == ["One", "Two", "Four"]
+
+
+async def test_a_stream_is_read_again_over_http(autojump_clock):
+    """The events of a stored response are kept as server-sent events, and have the same numbers."""
+    async with world() as it, connect(it.app) as client:
+        response = await answer(client)
+        await until(lambda: len(it.server.state.in_flight) == 0)
+        await it.server.state.stream_recorder.flush()
+        assert await get_events(it, response["id"]) == client.received
+
+
+async def test_a_cut_response_is_stored_with_what_was_before(autojump_clock):
+    """A response whose client disconnected can be read, with the input that was not stored before it."""
+    async with world() as it:
+        async with connect(it.app) as client:
+            hidden = await answer(client, "One", store=False)
+            it.emulator.script(slow(BEGUN))
+            await client.send(create("Two", previous_response_id=hidden["id"]))
+            await client.until("response.output_text.delta")
+            cut = next(e["response"]["id"] for e in client.received[::-1] if e["type"] == "response.created")
+        await until(lambda: len(it.server.state.in_flight) == 0)
+        await it.server.state.stream_recorder.flush()
+        status, body = await it.get(f"{PATH}/{cut}")
+        assert (status, body["status"]) == (200, "cancelled")
+        _, listed = await it.get(f"{PATH}/{cut}/input_items")
+        assert [item["role"] for item in listed["data"]] == ["user", "assistant", "user"]
+
+
+async def test_a_conversation_is_extended(autojump_clock):
+    """A response in a conversation gets its items and adds its own, and can be continued by its id too."""
+    async with world() as it:
+        status, _, made = await it.post({"items": [{"role": "user", "content": "One"}]}, "/v1/conversations")
+        assert status == 200
+        async with connect(it.app) as client:
+            first = await answer(client, "Two", conversation=made["id"])
+            assert [text for role, text in asked(it)] == ["One", "Two"]
+            await answer(client, "Three", previous_response_id=first["id"])
+            assert [text for role, text in asked(it) if role == "user"] == ["One", "Two", "Three"]
+            await answer(client, "Four", conversation=made["id"])
+            assert [text for role, text in asked(it) if role == "user"] == ["One", "Two", "Four"]
 
 
 async def test_references_name_items_of_the_connection(autojump_clock):

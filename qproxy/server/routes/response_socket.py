@@ -30,11 +30,11 @@ from qproxy.server.request_body import JSON_TYPE, body_too_large, websocket_requ
 from qproxy.server.response_socket import CachedResponse, Lane, ResponseSocket
 from qproxy.server.response_store import StoredResponse
 from qproxy.server.routes.generate import GenerationRoutes, decode_turn
-from qproxy.server.routes.responses import ResponseHistory
+from qproxy.server.routes.responses import ResponseHistory, next_id
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.usage_limits import authorize_model
 from qproxy.wire import json_codec
-from qproxy.wire.endpoints import ENDPOINTS, OPENAI, StreamEncoder, responses
+from qproxy.wire.endpoints import ENDPOINTS, OPENAI, responses
 from qproxy.wire.endpoints.responses import socket_events
 from qproxy.wire.endpoints.responses.socket_events import ClientMessage
 from qproxy.wire.errors import QproxyError, RequestError
@@ -206,19 +206,19 @@ class SocketHistory(ResponseHistory):
         own = {name: value for name, value in body.items() if name != "previous_response_id"}
         loaded = await super().load(own)
         known = {item["id"]: item for item in parent.items if item["id"] in wanted}
-        return {**loaded, "before": parent.items, "known": {**loaded["known"], **known}}
-
-    def record_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
-        """Record nothing: the client of a WebSocket sends its request again on another one."""
+        known = {**loaded["known"], **known}
+        return {**loaded, "before": parent.items, "known": known, **next_id(previous)}
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
-        asked, parent = responses.request_of(turn), self._parent
-        if not asked.store or parent is None or parent.is_stored:
-            await super().save(turn, answer)
-        else:  # a chain of the store that led to this parent would have a gap
-            items = [*parent.items, *asked.items]
-            await self._keep(StoredResponse(turn.id, self._owner, None, answer, items))
-        self.remember(turn, answer, is_stored=asked.store)
+        await super().save(turn, answer)
+        self.remember(turn, answer, is_stored=responses.request_of(turn).store)
+
+    def _stored(self, turn: Turn, answer: dict[str, Any]) -> StoredResponse:
+        """Return what is stored: all of it after a parent that is not, which would be a gap of the chain."""
+        stored, parent = super()._stored(turn, answer), self._parent
+        if parent is None or parent.is_stored:
+            return stored
+        return replace(stored, previous_id=None, items=[*parent.items, *stored.items])
 
     def remember(self, turn: Turn, answer: dict[str, Any], *, is_stored: bool) -> None:
         """Keep the response for the next request of its lane."""

@@ -73,8 +73,7 @@ class ResponseHistory(NoHistory):
             "keeps": self._store is not None,
             "unseal": self.state.compactor.unseal,
         }
-        root = None if previous is None else responses.response_root(previous)
-        return arguments if root is None else {**arguments, "id": f"resp_{root}{secrets.token_hex(8)}"}
+        return {**arguments, **next_id(previous)}
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         asked = responses.request_of(turn)
@@ -164,6 +163,12 @@ class ResponseHistory(NoHistory):
             await self.state.conversations.append(self._owner, conversation, items)
         except (ConversationNotFound, ResponseStoreError, RequestError) as error:
             log.warning("request %s: its items are not in the conversation: %s", self._request, error)
+
+
+def next_id(previous: str | None) -> dict[str, str]:
+    """Return the id of the response that continues another one, if it depends on that one's."""
+    root = None if previous is None else responses.response_root(previous)
+    return {} if root is None else {"id": f"resp_{root}{secrets.token_hex(8)}"}
 
 
 async def _conversation_items(store: ConversationStore | None, owner: str, id: str) -> list[Item]:

@@ -12,7 +12,7 @@ OpenAPI `ResponseStreamEvent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints import openai_errors
@@ -175,7 +175,7 @@ class Encoder:
         return [] if self._number else self._frames(self._builder.start())
 
     def _frames(self, happenings: Iterable[ItemEvent]) -> list[bytes]:
-        frames = encode_events(happenings, self._number, self._frame)
+        frames = encode_events(happenings, self._number)
         self._number += len(frames)
         log = self.log
         if log is not None:
@@ -184,22 +184,13 @@ class Encoder:
                 self.log = None
         return frames
 
-    def _frame(self, kind: str, data: bytes) -> bytes:
-        return _sse_frame(kind, data)
 
-
-def _sse_frame(kind: str, data: bytes) -> bytes:
-    return sse.encode(data, kind)
-
-
-def encode_events(
-    happenings: Iterable[ItemEvent], number: int, frame: Callable[[str, bytes], bytes] = _sse_frame
-) -> list[bytes]:
+def encode_events(happenings: Iterable[ItemEvent], number: int) -> list[bytes]:
     """Return a frame for each event; the first one has the sequence number `number`."""
     frames = []
     for kind, fields in happenings:
         data = {"type": kind, "sequence_number": number, **fields}
-        frames.append(frame(kind, json_codec.dumps(data)))
+        frames.append(sse.encode(json_codec.dumps(data), kind))
         number += 1
     return frames
 

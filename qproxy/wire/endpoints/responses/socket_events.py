@@ -21,6 +21,7 @@ from qproxy.wire import json_codec
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import objects, request
 from qproxy.wire.endpoints.responses.encoder import Encoder
+from qproxy.wire.endpoints.responses.item_event import ItemEvent
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn, Usage
 
@@ -31,6 +32,7 @@ MAX_IN_FLIGHT = 16
 CREATE, STEER = "response.create", "response.steer"
 _ENVELOPE = frozenset(("type", "stream_id", "generate", "stream"))
 """Fields of a message that are not those of a body; `stream` is implied."""
+_ERROR = b"event: error\n"
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 
 
@@ -124,10 +126,16 @@ def decode(body: JSON, **arguments: Any) -> Turn:
 
 
 class SocketEncoder(Encoder):
-    """An encoder from events to messages, one a line."""
+    """An encoder from events to messages, one a line; what is kept of the stream are server-sent events."""
 
-    def _frame(self, kind: str, data: bytes) -> bytes:
-        return b"" if kind == "error" else data + b"\n"
+    def _frames(self, happenings: Iterable[ItemEvent]) -> list[bytes]:
+        frames = super()._frames(happenings)
+        return [_line(frame) for frame in frames if not frame.startswith(_ERROR)]
+
+
+def _line(frame: bytes) -> bytes:
+    """Return the data of a server-sent event, which is JSON and has no line breaks, as a line."""
+    return frame.partition(b"\ndata: ")[2].removesuffix(b"\n")
 
 
 def prepared_response(turn: Turn) -> tuple[dict[str, JSON], bytes]:
