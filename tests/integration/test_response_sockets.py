@@ -354,6 +354,16 @@ async def test_limits_of_the_key_apply_to_each_response(tmp_path, autojump_clock
         assert (await answer(client))["status"] == "completed"
 
 
+async def test_a_prepared_response_counts(tmp_path, autojump_clock):
+    """A request without `generate` counts against the key's requests per minute, as one to count tokens."""
+    path = tmp_path / "keys.json"
+    _, secret = key_file.create(path, name="slow", rpm=1)
+    header = (b"authorization", b"Bearer " + secret.encode())
+    async with world(keys_file=str(path)) as it, connect(it.app, headers=[header]) as client:
+        assert (await answer(client, generate=False))["status"] == "completed"
+        assert (await answer(client, generate=False))["code"] == "rate_limit_exceeded"
+
+
 async def test_a_revoked_key_ends_its_connection_s_responses(tmp_path, autojump_clock):
     """The key is checked for the handshake and again for every response."""
     path = tmp_path / "keys.json"

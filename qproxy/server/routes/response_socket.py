@@ -32,7 +32,7 @@ from qproxy.server.response_store import StoredResponse
 from qproxy.server.routes.generate import GenerationRoutes, decode_turn
 from qproxy.server.routes.responses import ResponseHistory, next_id
 from qproxy.server.state import Route, ServerState, StateHolder
-from qproxy.server.usage_limits import authorize_model
+from qproxy.server.usage_limits import reserve_request
 from qproxy.wire import json_codec
 from qproxy.wire.endpoints import ENDPOINTS, OPENAI, responses
 from qproxy.wire.endpoints.responses import socket_events
@@ -140,7 +140,9 @@ class _Connection:
 
     async def _serve(self, lane: Lane, message: ClientMessage) -> None:
         """Serve a message as a request of its own, and send its events."""
-        routes = self._routes.setdefault(lane.stream_id, _LaneRoutes.build(self._server, self._socket, lane))
+        if lane.stream_id not in self._routes:
+            self._routes[lane.stream_id] = _LaneRoutes.build(self._server, self._socket, lane)
+        routes = self._routes[lane.stream_id]
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             request_context.bind(self._scope, stack, nursery, message.read)
             reply = await respond(self._middleware, routes.create if message.generate else routes.prepare)
@@ -175,7 +177,7 @@ class _LaneRoutes:
             state = server.state
             own = history(state)
             turn = await decode_turn(ENDPOINT, state, own)
-            await authorize_model(state, request_context.api_key(), turn.model)
+            await reserve_request(state, turn.model)
             response, lines = socket_events.prepared_response(turn)
             own.remember(turn, response, is_stored=False)
             return HTTPResponse(lines)
