@@ -7,7 +7,7 @@ token: a store that cannot hold the answer is found while the old tokens are sti
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -53,6 +53,10 @@ class CredentialStore(Protocol):
     """Where they are, for people."""
     timeout: float
     """Seconds that waiting for other processes and writing may take together."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever another process has changed the tokens, if that is known at once."""
+        ...
 
     async def version(self) -> Hashable | None:
         """Return what changes whenever the tokens do; None if there are none."""

@@ -75,6 +75,7 @@ class TokenRefresher:
         self.loaded = trio.Event()
         """Set once the stored tokens have been read, or could not be."""
         self._logged_state: LoginStatus | None = None
+        store.watch(self._look)
 
     def __repr__(self) -> str:
         return f"<TokenRefresher {self._token_state.name}, {len(self._requests)} waiting>"
@@ -86,6 +87,10 @@ class TokenRefresher:
     def request_refresh(self, request: RefreshRequest) -> None:
         """Start a round now, or after the current one."""
         self._requests.append(request)
+        self._wake.set()
+
+    def _look(self) -> None:
+        """Start a round: another process has changed the tokens."""
         self._wake.set()
 
     async def run(self) -> None:

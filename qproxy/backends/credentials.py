@@ -21,6 +21,7 @@ from qproxy.config.accounts import AccountConfig, ConfigError
 
 if TYPE_CHECKING:
     from qproxy.backends.redis.client import RedisClient
+    from qproxy.backends.redis.credentials import RedisCredentials
     from qproxy.backends.redis.sealing import Sealer
 
 OpenCredentials: TypeAlias = Callable[[AccountConfig], CredentialStore]
@@ -41,11 +42,12 @@ def credential_opener(config: Config) -> OpenCredentials:
 
 
 def shared_credential_opener(
-    client: RedisClient, sealer: Sealer | None
+    client: RedisClient, sealer: Sealer | None, opened: list[RedisCredentials] | None = None
 ) -> Callable[[Config], OpenCredentials]:
     """Return what opens the stores of accounts on a server, for the settings of a start or a reload.
 
-    It raises ConfigError for an account whose tokens cannot be shared.
+    They are added to those that are `opened`. It raises ConfigError for an account whose tokens cannot be
+    shared.
     """
     from qproxy.backends.redis.credentials import RedisCredentials
 
@@ -62,7 +64,11 @@ def shared_credential_opener(
                     f"{where}, tokens of a login require shared_state_key_file, which encrypts them."
                 )
             copy = CredentialCopy(CredentialFile(credential_copy_path(account)))
-            return RedisCredentials(client, sealer, account.name, copy, exchange_timeout=config.oauth_timeout)
+            timeout = config.oauth_timeout
+            store = RedisCredentials(client, sealer, account.name, copy, exchange_timeout=timeout)
+            if opened is not None:
+                opened.append(store)
+            return store
 
         return open_credentials
 

@@ -117,7 +117,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         startup.append(shared.key_table.wait_loaded)
     open_stores = store_opener(shared.stores)
     stores = open_stores(config)
-    credentials = shared_credential_opener(shared.client, shared.sealer)
+    credentials = shared_credential_opener(shared.client, shared.sealer, shared.credentials)
     return replace(
         local,
         api_keys=api_keys,

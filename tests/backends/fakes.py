@@ -287,6 +287,9 @@ class FakeCredentials:
         self._version = 0
         self._lock = trio.Lock()
 
+    def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
     async def version(self) -> int | None:
         await trio.lowlevel.checkpoint()
         return None if self._tokens is None else self._version

@@ -3,7 +3,7 @@ loop."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from qproxy.backends.local.blocking import DISK_TIMEOUT, LOCK_TIMEOUT, Run, locked, run_blocking
@@ -26,6 +26,9 @@ class FileCredentials:
 
     def __repr__(self) -> str:
         return f"<FileCredentials {self.location}>"
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Do nothing: a file is looked at every few seconds."""
 
     async def version(self) -> FileVersion | None:
         version: FileVersion | None = await self._run(self.file.version)

@@ -37,10 +37,11 @@ elseif operation == 'forget' then    -- lease, digest: the outcome is known; not
   end
 elseif operation == 'reject' then    -- lease, digest: the identity server has rejected it
   if sent == ARGV[3] then redis.call('HSET', KEYS[1], 'sends', 2, 'sender', '') end
-elseif operation == 'write' then    -- generation, sealed: the newest ones win, whoever sends them, however often
+elseif operation == 'write' then    -- generation, sealed, channel: the newest ones win, whoever sends them, however often
   if tonumber(lease) > generation then
     redis.call('HSET', KEYS[1], 'generation', lease, 'sealed', ARGV[3])
     redis.call('HDEL', KEYS[1], 'sent', 'sends', 'sender')
+    redis.call('PUBLISH', ARGV[4], KEYS[1])
     return {tonumber(lease), ARGV[3]}
   end
   return {generation, sealed}

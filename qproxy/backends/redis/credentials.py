@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -35,10 +35,12 @@ from qproxy.backends.redis.errors import RedisError
 from qproxy.backends.redis.pending_tokens import PendingTokens
 from qproxy.backends.redis.script import Script, load_script
 from qproxy.backends.redis.sealing import Sealer, SealError
+from qproxy.backends.redis.subscriber import Changes
 from qproxy.wire import credential_format
 from qproxy.wire.credential_format import TokenSet
 
 CREDENTIALS = load_script("credentials")
+CHANNEL = "credentials"
 LEASE_TIMEOUT = 29.0
 """Seconds to wait for the lease of another process."""
 FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0
@@ -74,6 +76,7 @@ class RedisCredentials:
         self.location = f"shared_state ({client.address})"
         self.client = client
         self._key = f"{client.prefix}:{{a:{name}}}:tokens"
+        self._channel = f"{client.prefix}:{CHANNEL}"
         self._script = script
         self._sealer = sealer
         self._copy = copy
@@ -95,10 +98,19 @@ class RedisCredentials:
         """The lease and the digest of a refresh token that is being exchanged."""
         self._servers = self._server_ids()
         self._changed_at = trio.current_time()
+        self._watcher: Callable[[], None] = lambda: None
         client.on_connect.append(self._on_connect)
 
     def __repr__(self) -> str:
         return f"<RedisCredentials {self._key}>"
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._watcher = changed
+
+    def receive(self, changes: Changes) -> None:
+        """Have the watcher look, if tokens of this account were published."""
+        if changes.everything or self._key in changes.messages:
+            self._watcher()
 
     async def version(self) -> Hashable | None:
         newest = await self._synchronize()
@@ -188,7 +200,7 @@ class RedisCredentials:
         """Make these tokens the newest ones, also if the server does not reply now; return whether it did."""
         self._newest, self._sending = tokens, None
         try:
-            reply = await self._repeat("write", tokens.generation, tokens.sealed)
+            reply = await self._repeat("write", *tokens, self._channel)
         except RedisError as error:
             log.warning("new tokens are published when the server is back: %s", error)
             return False
@@ -252,7 +264,7 @@ class RedisCredentials:
         newest = await self._known()
         if found.generation < newest.generation:
             with suppress(RedisError):
-                generation, sealed = await self._request("write", *newest)
+                generation, sealed = await self._request("write", *newest, self._channel)
                 found = SealedTokens(generation, sealed)
         if found.generation >= newest.generation and found != newest:
             self._open(found)  # raises StorageError: what cannot be read replaces nothing
@@ -327,7 +339,7 @@ class RedisCredentials:
             self._servers, self._changed_at = servers, trio.current_time()
         commands: list[tuple[Argument, ...]] = []
         if self._newest is not None and self._newest.generation:
-            commands.append(("write", *self._newest))
+            commands.append(("write", *self._newest, self._channel))
         if self._sending is not None:
             lease, digest = self._sending
             commands.append(("acquire", lease, round(self._lease_seconds * 1000)))

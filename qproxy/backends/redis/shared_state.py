@@ -6,6 +6,7 @@ The log states at start what is shared and what is not.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import trio
@@ -15,7 +16,8 @@ from qproxy.auth.login_sessions import LoginSessions
 from qproxy.backends.redis import stores
 from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.client import RedisClient
-from qproxy.backends.redis.credentials import CREDENTIALS
+from qproxy.backends.redis.credentials import CHANNEL as CREDENTIALS_CHANNEL
+from qproxy.backends.redis.credentials import CREDENTIALS, RedisCredentials
 from qproxy.backends.redis.grants import GRANTS, RedisGrants
 from qproxy.backends.redis.inventory import RESEAL
 from qproxy.backends.redis.key_table import API_KEYS, KeyTable
@@ -84,6 +86,8 @@ class SharedState:
         self.grants = RedisGrants(client, grants)
         self.sealer = sealer
         self._logins: RedisLoginSessions | None = None
+        self.credentials: list[RedisCredentials] = []
+        """The stores of accounts' tokens that are open, which learn at once what others publish."""
         self.stores = None if sealer is None else RedisStores(client, sealer)
         self.monitor = RedisMonitor(client, self._count_unsettled)
 
@@ -120,6 +124,13 @@ class SharedState:
                     await self.client.presence.end()
                 work.cancel()
 
+    async def _follow_credentials(self) -> None:
+        subscription = self.subscriber.subscribe(CREDENTIALS_CHANNEL)
+        while True:
+            changes = await subscription.wait(math.inf)  # the stores look every few seconds anyway
+            for store in self.credentials:
+                store.receive(changes)
+
     async def _serve(self, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
@@ -127,6 +138,7 @@ class SharedState:
                 nursery.start_soon(self.subscriber.run)
                 if self.key_table is not None:
                     nursery.start_soon(self.key_table.run, self.subscriber)
+                nursery.start_soon(self._follow_credentials)
                 if self._logins is not None:
                     nursery.start_soon(self._logins.run, self.subscriber)
                 for subjects in self._subjects:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
+import trio.testing
 from cryptography.fernet import Fernet
 
 from qproxy.auth.credential_store import LockTimeout, RefreshTokenUsed, StorageError
 from qproxy.backends.redis.sealing import Sealer
+from qproxy.backends.redis.subscriber import Changes
 from qproxy.emulator.identity import FAULTS
 from qproxy.wire.errors import UpstreamError
 from tests.auth.helpers import signed
 from tests.backends.redis.machines import LIFETIME, MARGIN, Machine, first_tokens
-from tests.backends.redis.server import Server
+from tests.backends.redis.server import Exchange, Server
 
 SOON = 20.0
 """Seconds until the first tokens of a test are refreshed."""
@@ -384,3 +388,24 @@ async def test_a_transient_error_is_retried_by_any_machine(valkey, tmp_path, aut
         await trio.sleep(20)
         assert setup.emulator.identity.issued_count == 2
         assert_one_login(setup, two)
+
+
+async def test_new_tokens_are_published(valkey, tmp_path, autojump_clock):
+    """A message with the name of the record, and no content, makes the other machines look at once."""
+    async with signed(tmp_path) as setup:
+        one, two = await start(setup, valkey, tmp_path, "a", "b")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(valkey.path)
+            listener = Exchange(sock)
+            listener.execute("SUBSCRIBE", "q1:credentials")
+            two.store.receive(Changes(False, frozenset({"q1:{a:other}:tokens"})))
+            await trio.testing.wait_all_tasks_blocked()
+            new = first_tokens(setup)
+            await one.store.save(new)
+            message = listener.read()
+        assert message == [b"message", b"q1:credentials", one.store._key.encode()]
+        assert two.token != new.access_token
+        one.store.receive(Changes(True, frozenset()))
+        two.store.receive(Changes(False, frozenset({message[2].decode()})))
+        await trio.testing.wait_all_tasks_blocked()
+        assert_one_login(setup, one, two)
