@@ -25,6 +25,7 @@ from qproxy.backends.redis.connection import Argument
 from qproxy.backends.redis.errors import RedisError
 from qproxy.backends.redis.script import Script
 from qproxy.backends.redis.server_clock import ServerClock
+from qproxy.backends.redis.subscriber import READ_BACK_SECONDS
 
 log = logging.getLogger("qproxy.backends")
 COUNT_SECONDS = 10.0
@@ -74,6 +75,7 @@ class AccountCopy:
         self._is_lost = False
         """Whether the server knows less than this copy."""
         self._pending: AccountStateDelta | None = None
+        self._pending_since = -math.inf
         self._in_flight = 0
         """Requests, as of the last write."""
         self._counted_at = -math.inf
@@ -104,6 +106,7 @@ class AccountCopy:
     def add(self, delta: AccountStateDelta) -> None:
         """Add what happened here."""
         if not delta.is_empty or delta.in_flight != self._in_flight:
+            self._pending_since = self._clock() if self._pending is None else self._pending_since
             self._pending = delta if self._pending is None else combine_deltas(self._pending, delta)
 
     def send(self, *, must_write: bool = False) -> trio.Event | None:
@@ -189,6 +192,17 @@ class AccountCopy:
                     "shared state: a damaged state of account %s is ignored: %s", self._state.name, error
                 )
         self._made_at, self._version = made_at, version
+        self._drop_older_results()
+
+    def _drop_older_results(self) -> None:
+        """Drop results that have waited and are older than a failure elsewhere, which they would hide."""
+        pending, failed_at = self._pending, self._state.last_fault_at
+        if pending is None or failed_at is None or pending.last_fault_at is not None:
+            return
+        if self._clock() - self._pending_since < READ_BACK_SECONDS:
+            return
+        if pending.last_success_at is not None and pending.last_success_at < failed_at:
+            self._pending = replace(pending, results="")
 
     def _knows_more_than(self, made_at: str, version: str) -> bool:
         if not self._version:

@@ -70,6 +70,27 @@ async def test_counts_are_published_each_ten_seconds(valkey, nursery, autojump_c
     assert int(valkey.execute("HGET", store._copy("id").key, "v")) > int(version)
 
 
+async def test_older_results_do_not_hide_a_failure(valkey, nursery, autojump_clock):
+    """Successes of another process that are published later are not appended after the failures."""
+    one, two = [await open_account_state(valkey, nursery) for _ in range(2)]
+    for store in (one, two):
+        await view(store, AccountStateDelta("a", requests=1, results="+", last_success_at=0.0))
+    await trio.sleep(1)
+    worked = AccountStateDelta("a", requests=20, results="+" * 20, last_success_at=trio.current_time())
+    await view(one, worked)
+    await trio.sleep(1)
+    await view(two, AccountStateDelta("a", results="---", failures=3, last_fault_at=trio.current_time()))
+    for _ in range(15):
+        await view(one)
+        await trio.sleep(1)
+    state = await view(two, AccountStateDelta("a", quota=("x",)))
+    assert (state.results, state.requests) == ("++---", 22)
+    await view(one, replace(worked, last_success_at=trio.current_time(), results="+"))
+    await trio.sleep(COUNT_SECONDS)
+    await view(one, AccountStateDelta("a", quota=("y",)))
+    assert (await view(two)).results == "++---+"
+
+
 async def test_of_many_processes_one_probes(valkey, nursery, autojump_clock):
     """Ten processes claim at once, again and again: one gets each probe."""
     stores = [await open_account_state(valkey, nursery) for _ in range(10)]
