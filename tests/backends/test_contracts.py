@@ -858,6 +858,7 @@ def test_sql_is_confined_to_the_local_backends():
         "backends/ledgers.py",
         "backends/sealing.py",
         "backends/shared_commands.py",
+        "backends/shared_operations.py",
         "diagnostics/system.py",
         "system/sqlite.py",
     }
