@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from qproxy.emulator import rerank, speech
+from qproxy.emulator import images, rerank, speech
 from qproxy.emulator.faults import ScriptedReply, json_reply
 from qproxy.wire.rerank import upstream as rerank_upstream
 from qproxy.wire.speech import upstream as speech_upstream
@@ -24,10 +24,12 @@ SERVICES: dict[str, Respond] = {
     rerank_upstream.NATIVE: json_service(rerank.native_response),
     speech_upstream.SYNTHESIZER: speech.synthesizer,
     "/audio/speech": speech.open_speech,
+    "/images/generations": images.open_images,
+    "/images/edits": images.open_images,
     "/rerank": json_service(rerank.open_response),
 }
 """By path below `/v1` or `/compatible-mode/v1`, or by the whole path."""
-RESULTS: dict[str, Respond] = {speech.RESULT_PATH: speech.result}
+RESULTS: dict[str, Respond] = {speech.RESULT_PATH: speech.result, images.RESULT_PATH: images.result}
 """Files that answers link to, by path."""
-NATIVE_TASKS: dict[str, Respond] = {"speech": speech.qwen_tts}
+NATIVE_TASKS: dict[str, Respond] = {"speech": speech.qwen_tts, "image": images.native}
 """Services at the path of native generation, by the task of their models."""

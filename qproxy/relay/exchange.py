@@ -80,6 +80,18 @@ class _ExchangeAttempt(Attempt[T]):
         return await self._read(response, account)
 
 
+class PassedResponse:
+    """The response of an own server, passed on as it is."""
+
+    def __init__(self, response: UpstreamResponse) -> None:
+        self.content_type = response.header(b"content-type") or "application/octet-stream"
+        self._response = response
+
+    async def receive(self) -> bytes:
+        """Return some of the body, b"" at its end. Raises UpstreamError."""
+        return await self._response.receive()
+
+
 async def read_json(response: UpstreamResponse, account: Account) -> dict[str, JSON]:
     """Return the object in a whole response. Raises the UpstreamError that it reports with a status of 200,
     or that it is none."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from qproxy.accounts import Account
 from qproxy.relay.event_stream import MAX_WHOLE_BODY
-from qproxy.relay.exchange import exchange
+from qproxy.relay.exchange import PassedResponse, exchange
 from qproxy.relay.relay import Relay
 from qproxy.relay.result_files import download_result
 from qproxy.telemetry import RelayRecord
@@ -37,28 +37,16 @@ class SoundStream(Protocol):
         ...
 
 
-class OpenSpeech:
-    """The response of an own server, passed on as it is."""
-
-    def __init__(self, response: UpstreamResponse) -> None:
-        self.content_type = response.header(b"content-type") or "application/octet-stream"
-        self._response = response
-
-    async def receive(self) -> bytes:
-        """Return some of the body, b"" at its end."""
-        return await self._response.receive()
-
-
 async def open_own_speech(
     relay: Relay, request: SpeechInput, record: RelayRecord, stack: AsyncExitStack
-) -> OpenSpeech:
+) -> PassedResponse:
     """Return the speech of an own server. Raises QproxyError."""
 
     def build(account: Account, target: UpstreamTarget) -> HTTPRequest:
         return open_request(request, target)
 
-    async def read(response: UpstreamResponse, account: Account) -> OpenSpeech:
-        return OpenSpeech(response)
+    async def read(response: UpstreamResponse, account: Account) -> PassedResponse:
+        return PassedResponse(response)
 
     record.units["characters"] = len(request.text)
     return await exchange(relay, record, stack, model=request.model, task="speech", build=build, read=read)

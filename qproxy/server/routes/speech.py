@@ -11,8 +11,8 @@ from typing import Any
 
 import trio
 
-from qproxy.relay.exchange import reject_ignored
-from qproxy.relay.speech import OpenSpeech, SoundStream, StudioSpeech, open_own_speech
+from qproxy.relay.exchange import PassedResponse, reject_ignored
+from qproxy.relay.speech import SoundStream, StudioSpeech, open_own_speech
 from qproxy.relay.transcoder import Transcoder
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
@@ -86,7 +86,7 @@ async def _studio_speech(
 
 
 def _response(
-    stream: SoundStream | OpenSpeech,
+    stream: SoundStream | PassedResponse,
     content_type: str,
     in_flight: InFlightRequest,
     head: bytes,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 
 _PAUSES = (
-    re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？；][”’」』）]*|\n)\s*"),
-    re.compile(r"(?:[,;:](?=\s)|[，、：])\s*"),
-    re.compile(r"\s+"),
+    re.compile(r"""[.!?…]["'”’)\]]?(?=\s)|[。！？；][”’」』）]?|\n"""),
+    re.compile(r"[,;:](?=\s)|[，、：]"),
+    re.compile(r"\s"),
 )
+"""Ends of sentences, of clauses and of words; blanks after them belong to them."""
+_BLANKS = re.compile(r"\s*+")
 
 
 def split_text(text: str, limit: int) -> list[str]:
@@ -30,7 +32,14 @@ def split_text(text: str, limit: int) -> list[str]:
 def _last_pause(window: str, limit: int) -> int:
     """Return where to cut a window that is one character longer than the limit."""
     for pause in _PAUSES:
-        ends = [match.end() for match in pause.finditer(window) if match.end() <= limit]
-        if ends:
-            return ends[-1]
+        ends = (_end_of_blanks(window, match.end()) for match in pause.finditer(window))
+        fitting = [end for end in ends if end <= limit]
+        if fitting:
+            return fitting[-1]
     return limit
+
+
+def _end_of_blanks(text: str, position: int) -> int:
+    """Return where the blanks from a position on end."""
+    blanks = _BLANKS.match(text, position)
+    return position if blanks is None else blanks.end()
