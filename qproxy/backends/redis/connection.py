@@ -163,15 +163,21 @@ async def query(stream: trio.abc.Stream, commands: Sequence[tuple[Argument, ...]
     """Return the reply to the last command, over a stream that is closed then. Raises a RedisError."""
     connection = Connection(stream, timeout=timeout)
     reply: Any = None
+    failures: list[RedisReplyError] = []
+
+    def on_reply(reply: Any) -> None:
+        if isinstance(reply, RedisReplyError):  # ends the connection, and is the cause of what follows
+            failures.append(reply)
+
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.run)
             for command in commands[:-1]:
-                connection.send(command, lambda reply: None)  # an error reply ends the connection
+                connection.send(command, on_reply)
             reply = await connection.request(*commands[-1])
             nursery.cancel_scope.cancel()
     except* RedisError as group:
-        raise first_error(group) from None
+        raise failures[0] if failures else first_error(group) from None
     return reply
 
 

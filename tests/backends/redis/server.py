@@ -29,6 +29,8 @@ class Server:
         self.directory = Path(tempfile.mkdtemp(prefix="qp-", dir="/tmp"))  # the path of a socket is short
         self.path = str(self.directory / "s")
         self.address = Address("", 0, self.path)
+        self.servers = [self]
+        """Those that hold data, as in a group of servers."""
         self._arguments = arguments
         self.start()
 

@@ -39,13 +39,16 @@ async def test_a_majority_names_the_primary(sentinel, nursery):
     (real,) = sentinel.hosts
     expected = (HOST, sentinel.primary.port)
 
-    async def find(*hosts, service="main", password=""):
+    async def find(*hosts, service="main", user="", password=""):
         address = sentinel.address.at(*real)
-        group = type(address)(HOST, 1, kind="sentinel", hosts=hosts, service=service, password=password)
+        group = type(address)(
+            HOST, 1, kind="sentinel", hosts=hosts, service=service, user=user, password=password
+        )
         return await find_primary(group, None, 5.0)
 
     assert await find(past, real, real) == expected
     assert await find(gone, real, real, password="a Sentinel has none") == expected
+    assert await find(real, user="me", password="a Sentinel has no users") == expected
     with pytest.raises(RedisUnavailable, match="no Sentinel names a primary"):
         await find(gone)
     with pytest.raises(RedisUnavailable, match="knows no primary 'other'"):

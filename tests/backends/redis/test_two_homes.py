@@ -68,7 +68,7 @@ def settings_of(home, server):
         **{name: getattr(loaded, name) for name in names},
         "admin_key": ADMIN_KEY,
         "wrong_keys_per_minute": 2,
-        "shared_state": f"unix://qproxy:password@{server.path}",
+        "shared_state": str(server.address).replace("://", "://qproxy:password@"),
         "shared_state_key_file": str(seal),
         "shared_state_timeout": 5.0,
         "shared_state_connect_timeout": 5.0,
@@ -78,7 +78,8 @@ def settings_of(home, server):
 def create_user(server):
     """Create the user of the guide."""
     (rights,) = re.findall(r"^user qproxy (on >password .*)$", GUIDE.read_text(), re.MULTILINE)
-    server.execute("ACL", "SETUSER", "qproxy", "reset", *rights.split())
+    for each in server.servers:
+        assert each.execute("ACL", "SETUSER", "qproxy", "reset", *rights.split()) == b"OK"
 
 
 @asynccontextmanager
@@ -133,6 +134,21 @@ async def test_a_chain_of_responses_goes_from_server_to_server(homes):
         for _ in range(2):
             with pytest.raises(openai.NotFoundError):
                 await client.responses.retrieve(previous)
+
+
+@pytest.mark.parametrize("group", ["cluster", "sentinel"])
+async def test_a_group_of_servers_is_used_as_one(group, request, tmp_path, monkeypatch):
+    """Keys, responses and messages go over the servers of a cluster, or the primary that Sentinel names."""
+    server = request.getfixturevalue(group)
+    async with installation(server, tmp_path, monkeypatch) as it:
+        _, secret = await it.one.server.state.authentication.api_keys.create(name="bob", rpm=60)
+        await seen(lambda: len(it.two.server.state.authentication.api_keys.list_keys()) == 1)
+        async with it.sdk(secret) as client:
+            previous = None
+            for number in range(4):
+                options = {"model": MODEL, "input": f"{number}", "previous_response_id": previous}
+                previous = (await client.responses.create(**options)).id
+                assert roles(it) == [*["user", "assistant"] * number, "user"]
 
 
 async def test_chats_need_nothing_shared(homes):
