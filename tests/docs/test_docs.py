@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -154,12 +155,22 @@ def test_the_design_names_existing_files():
     ] == []
 
 
+@cache
+def errors_of_clients():
+    """Return the modules that have a client's error codes, each with the nodes of its syntax tree."""
+    paths = [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] not in ("emulator", "cli", "diagnostics")
+        and re.search(r"\bcode\b|ErrorPattern", path.read_text())
+    ]
+    return [(path, list(ast.walk(ast.parse(path.read_text())))) for path in paths]
+
+
 def codes():
     """Yield every error code that a client may receive, as the source has them."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "diagnostics"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, nodes in errors_of_clients():
+        for node in nodes:
             if isinstance(node, ast.keyword) and node.arg == "code":
                 yield node.value
             if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "code":
@@ -187,10 +198,8 @@ def test_every_error_code_is_documented():
 def statuses():
     """Return each error code in the source with its status, if one call has both."""
     defaults = {"RequestError": 400, "OverloadedError": 503, "UpstreamError": 502, "QproxyError": 500}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "diagnostics"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
+    for _, nodes in errors_of_clients():
+        for node in nodes:
             if not isinstance(node, ast.Call):
                 continue
             name, given = getattr(node.func, "id", ""), {item.arg: item.value for item in node.keywords}
