@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import trio
+
 from qproxy.access.api_keys import ApiKey, ApiKeyStore
-from qproxy.backends.factory import SharedStateFailure, open_sealer
+from qproxy.backends.factory import SharedStateFailure, open_redis_client, open_sealer
 from qproxy.backends.ledgers import open_ledger
 from qproxy.backends.local import key_file
 from qproxy.backends.shared_commands import with_api_keys, with_client
@@ -35,6 +37,24 @@ class Inventory:
     address: str
     report: ServerReport
     kinds: Mapping[str, KindSize]
+
+
+async def require_compatible(config: Config) -> None:
+    """Raise ConfigError if this program is too old for the server's data, unless the server is away."""
+    client = open_redis_client(config)
+    from qproxy.backends.redis.monitor import RedisMonitor
+
+    failure: ConfigError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        try:
+            await RedisMonitor(client, int).require_compatible()
+        except ConfigError as error:  # the nursery would put it into a group
+            failure = error
+        await client.presence.end()
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def read_inventory(config: Config) -> Inventory:

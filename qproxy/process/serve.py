@@ -26,6 +26,7 @@ from qproxy.process.banner import banner
 from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
 from qproxy.process.settings_history import SettingsHistory
+from qproxy.process.shared_state import require_compatible_state
 from qproxy.process.systemd import Notifier
 from qproxy.server import Server, ServerState
 from qproxy.system.directories import peer_directory
@@ -54,6 +55,8 @@ def run(
         notices = retirement_notices(config, build_catalog(config.model_rows))
         for warning in [*config.warnings(), *notices]:
             log.warning("%s", warning)
+    if spec is None:
+        require_compatible_state(config)
     raise_file_limit(config)
     trio.run(_run_server, config, notify, read, spec, file)
     return 0

@@ -31,6 +31,7 @@ from qproxy import process
 from qproxy.config import Config
 from qproxy.process.backoff import RestartBackoff
 from qproxy.process.log_setup import configure_logging
+from qproxy.process.shared_state import require_compatible_state
 from qproxy.process.systemd import Notifier
 from qproxy.process.worker import RELOAD, STOP, WorkerProcess, describe_exit
 from qproxy.system.directories import peer_directory
@@ -271,6 +272,7 @@ def bound_listener(host: str, port: int) -> socket.socket:
 def run(config: Config, command: Sequence[str], notify: Callable[[str], None]) -> int:
     """Serve with several workers, each started by `command`, and return the exit code."""
     configure_logging(config)
+    require_compatible_state(config)
     number, home, notifier = process.worker_count(config.workers), configuration.data_dir(), Notifier()
     listener = bound_listener(config.host, config.port)
     port = listener.getsockname()[1]

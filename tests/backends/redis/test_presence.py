@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 
+from qproxy import cli
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.errors import RedisUnavailable
 from qproxy.backends.redis.exchange import BudgetLimit
@@ -116,3 +117,16 @@ async def test_a_program_that_is_too_old_does_not_start(valkey, caplog):
     async with connected(valkey, prefix="other") as client:
         assert not client.refusal
     assert valkey.execute("HGET", "q:meta", "schema") == b"3"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_ends_with_one_line(workers, valkey, tmp_path, monkeypatch, capsys):
+    """Neither a server nor a worker starts; the exit code is that of wrong settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    valkey.execute("HSET", "q:meta", "schema", "3", "least_reader", "2")
+    upstream = ["--upstream", "http://127.0.0.1:9/v1", "--shared-state", f"unix://{valkey.path}"]
+    assert cli.main(["serve", "--port", "0", "--workers", workers, *upstream]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qproxy: ")]
+    assert "its data has schema 3" in line
+    assert "upgrade qproxy" in line
