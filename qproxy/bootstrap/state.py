@@ -25,6 +25,7 @@ from qproxy.backends.factory import Backends, open_backends
 from qproxy.backends.sealing import open_text_sealer
 from qproxy.bootstrap import limits, telemetry
 from qproxy.bootstrap.accounts import build_accounts, build_aliases
+from qproxy.bootstrap.fallbacks import build_fallbacks
 from qproxy.bootstrap.models import build_catalog
 from qproxy.bootstrap.tools import ToolLike, build_tool_runtime
 from qproxy.bootstrap.transport import build_transport
@@ -217,6 +218,7 @@ def build_relay(
         forced_tools=config.forced_tool_choice,
         stream_upstream=config.stream_upstream,
         retired_models=config.retired_models,
+        fallbacks=build_fallbacks(config),
         catalog=catalog,
         search_sources=config.web_search_sources,
         embedding_requests=config.max_embedding_requests,

@@ -20,6 +20,7 @@ from qproxy.config.accounts import (
     key_warnings,
     resolve_accounts,
 )
+from qproxy.config.fallbacks import FallbackConfig
 from qproxy.config.groups import (
     AccessSettings,
     LoginSettings,
@@ -62,6 +63,7 @@ class Config(
     mcp_servers: tuple[McpServerConfig, ...] = setting((), "MCP servers whose tools models may call")
     tool_rules: tuple[ToolRuleConfig, ...] = setting((), "which API keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "model prices that override the built-in list")
+    fallbacks: tuple[FallbackConfig, ...] = setting((), "models that serve requests whose own model cannot")
     model_rows: tuple[ModelRow, ...] = setting((), "model data that overrides the built-in catalog")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from qproxy.accounts import AccountPool
+from qproxy.relay.fallbacks import RETIRED, FallbackRule, fallback_models
+from qproxy.wire.errors import RequestError
 from qproxy.wire.model_aliases import ModelAliases
 from qproxy.wire.models import ModelCatalog
 from qproxy.wire.models.retirement import ModelRoute, find_route, retirement_warnings
@@ -31,12 +33,14 @@ class ModelNames:
         aliases: ModelAliases,
         catalog: ModelCatalog,
         use_successor: bool,
+        fallbacks: Sequence[FallbackRule],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.aliases = aliases
         self.catalog = catalog
         self._accounts = accounts
         self._use_successor = use_successor
+        self._fallbacks = fallbacks
         self._wall_clock = wall_clock
         self._warned: set[str] = set()
 
@@ -49,13 +53,27 @@ class ModelNames:
         return _date(self._wall_clock()).isoformat()
 
     def route(self, name: str) -> ModelRoute:
-        """Every name on the way of a request for a model; RequestError 404 for a retired one."""
+        """Return every name on the way of a request for a model.
+
+        Raises RequestError 404 for a retired one without a successor or a fallback.
+        """
         model = self.aliases.lookup(name)
         served = name if model is None else model
         spec = self.catalog.find(served)
         if spec is None or spec.retires is None:
             return ModelRoute((name,)) if model is None else ModelRoute((name, model), is_alias=True)
         self._warn(served)
+        try:
+            return self._find_route(name)
+        except RequestError:
+            names = (name,) if model is None else (name, model)
+            for fallback in fallback_models(self._fallbacks, names, RETIRED):
+                if not self.is_retired(fallback):
+                    found = (*names, self.aliases.resolve(fallback))
+                    return ModelRoute(found, model is not None, replaced=served)
+            raise
+
+    def _find_route(self, name: str) -> ModelRoute:
         return find_route(
             name,
             self.aliases,

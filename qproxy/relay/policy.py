@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from qproxy.relay.fallbacks import FallbackRule
 from qproxy.wire import tool_calls
 from qproxy.wire.model_aliases import ModelAliases
 from qproxy.wire.models import ModelCatalog
@@ -22,6 +23,7 @@ class RelayPolicy:
     stream_upstream: str
     retired_models: str
     """Response to requests for a retired model: an "error", or that of its "successor"."""
+    fallbacks: tuple[FallbackRule, ...]
     catalog: ModelCatalog
     search_sources: bool
     """Whether searches that clients request use DashScope's native API, which names their sources."""

@@ -13,6 +13,8 @@ from qproxy.accounts import AccountPool
 from qproxy.relay.affinity import affinity_key
 from qproxy.relay.chat_attempt import ChatAttempt
 from qproxy.relay.event_stream import EventStream, UpstreamEventStream
+from qproxy.relay.fallback_search import FallbackSearch
+from qproxy.relay.fallbacks import RETIRED
 from qproxy.relay.model_names import ModelNames
 from qproxy.relay.multi_prompt import MultiPromptStream
 from qproxy.relay.policy import RelayPolicy
@@ -20,6 +22,7 @@ from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.retry import RetryLoop
 from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamTransport
+from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
 from qproxy.wire.token_ratios import TokenRatios
 
@@ -46,6 +49,7 @@ class Relay:
             aliases=policy.aliases,
             catalog=policy.catalog,
             use_successor=policy.retired_models == "successor",
+            fallbacks=policy.fallbacks,
         )
 
     def can_search(self, model: str) -> bool:
@@ -67,20 +71,35 @@ class Relay:
         return series
 
     async def _open(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack) -> UpstreamEventStream:
-        """Return the response to a turn of one conversation or prompt."""
+        """Return the response to a turn of one conversation or prompt, of a fallback model if need be."""
         record.model = turn.model
         route = self.names.route(turn.model)
         model, record.model_notes = route.served, route.notes
-        attempt = ChatAttempt(
-            turn,
-            model,
-            record,
-            self.transport,
-            self.policy,
-            self.reasoning,
-            self.token_ratios,
-            counts_tokens=self.accounts.counts_tokens,
-        )
-        alone = len(self.accounts.accounts) == 1  # then there is no choice
-        loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))
-        return await loop.run(attempt, stack)
+        if route.replaced:
+            record.fallback = record.fallback or RETIRED
+        elif record.fallback:  # an earlier round of the same response
+            model = record.served_model
+        search: FallbackSearch | None = None
+        while True:
+            attempt = ChatAttempt(
+                turn,
+                model,
+                record,
+                self.transport,
+                self.policy,
+                self.reasoning,
+                self.token_ratios,
+                counts_tokens=self.accounts.counts_tokens,
+            )
+            alone = len(self.accounts.accounts) == 1  # then there is no choice
+            loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))
+            try:
+                return await loop.run(attempt, stack)
+            except QproxyError as error:
+                if not self.policy.fallbacks or record.permits_model is None:
+                    raise
+                search = search or FallbackSearch(turn, route.names, error, self.names, self.policy.fallbacks)
+                found = search.next(model, error, record.permits_model, self.token_ratios)
+                if found is None:
+                    raise search.first_error from None
+                model, record.fallback = found, record.fallback or search.cause

@@ -11,7 +11,7 @@ from qproxy.wire.errors import RequestError
 
 EXPOSED_HEADERS = (
     "x-qproxy-upstream-request-id", "x-qproxy-overhead-ms", "x-qproxy-ignored-params", "x-qproxy-notes",
-    "x-qproxy-tools",
+    "x-qproxy-tools", "x-qproxy-served-model", "x-qproxy-fallback",
 )  # fmt: skip
 """The response headers, beside those of the API (`Api.exposed_headers`), that a page's script may read."""
 SECURITY_HEADERS = {

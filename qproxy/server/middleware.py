@@ -100,6 +100,9 @@ class RequestMiddleware:
             headers["x-qproxy-upstream-request-id"] = _header_text(relayed.upstream_request_id)
         if relayed.ignored:
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(relayed.ignored))
+        if relayed.fallback and status < 400:
+            headers["x-qproxy-served-model"] = _header_text(relayed.served_model)
+            headers["x-qproxy-fallback"] = relayed.fallback
         notes = relayed.rule_notes
         if not record.stream and status == 200 and record.is_estimated:
             notes = (*notes, ESTIMATED_USAGE)

@@ -24,6 +24,8 @@ async def reserve_usage(
     key, record, stack = request_context.api_key(), request_context.record(), request_context.stack()
     record.relay.model = model
     served = await authorize_model(state, key, model)
+    if state.relay.policy.fallbacks:
+        record.relay.permits_model = lambda name: key is None or key.allows(name)
     ratios = state.relay.token_ratios
     estimate = ratios.estimate(served, size)
 

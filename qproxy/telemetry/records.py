@@ -89,6 +89,10 @@ class RelayRecord:
     rule_notes: tuple[str, ...] = ()
     model_notes: tuple[str, ...] = ()
     """Which retired model another one stands for."""
+    fallback: str = ""
+    """Why a fallback model serves the request (`config.fallbacks.CAUSES`); "" if its own does."""
+    permits_model: Callable[[str], bool] | None = field(default=None, repr=False)
+    """Whether the client may use a model; None permits no fallback."""
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
     """The tokens of the whole response that upstreams reported."""
@@ -257,6 +261,7 @@ class RequestRecord:
             "served_model": record.served_model[:MAX_NAME_LENGTH]
             if record.served_model not in ("", record.model)
             else None,
+            "fallback": record.fallback or None,
             "account": record.account,
             "stream": self.stream,
             "finish_reason": self.finish_reason,

@@ -24,6 +24,8 @@ class ModelRoute:
     """Whether the first name is an alias of the second one."""
     retired: tuple[ModelSpec, ...] = ()
     """The retired models that successors replace."""
+    replaced: str = ""
+    """The retired model that a fallback replaces."""
 
     @property
     def served(self) -> str:
@@ -37,6 +39,8 @@ class ModelRoute:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return the message for the client."""
+        if self.replaced:
+            return (f"model {self.served}: {self.replaced[:200]} is retired",)
         return tuple(
             f"model {spec.successor}: {spec.id} was retired on {spec.retires}" for spec in self.retired
         )
