@@ -99,7 +99,7 @@ class Cluster:
         ports = free_ports(8)
         self.servers = [
             TcpServer(port, [
-                "cluster-enabled yes", f"cluster-port {bus}", "cluster-node-timeout 500",
+                "cluster-enabled yes", f"cluster-port {bus}", "cluster-node-timeout 1500",
                 "cluster-replica-validity-factor 0", "repl-diskless-sync-delay 0",
             ])
             for port, bus in zip(ports[:4], ports[4:], strict=True)

@@ -13,6 +13,7 @@ from qproxy.backends.redis.account_state import ACCOUNTS, RedisAccountState
 from qproxy.backends.redis.address import Address
 from qproxy.backends.redis.client import RedisClient
 from qproxy.backends.redis.cluster import ClusterClient, key_of, slot_of
+from qproxy.backends.redis.connection import wait_reply
 from qproxy.backends.redis.errors import RedisError, RedisUnavailable
 from qproxy.backends.redis.exchange import BudgetLimit
 from qproxy.backends.redis.script import Script, load_script
@@ -157,8 +158,8 @@ async def test_a_promoted_replica_is_used(cluster):
         await until(lambda: subject.is_settled)
         crashed = cluster.replicated
         assert crashed.port != port
-        await client.request("SET", keys[name] + "written", "x")
-        assert crashed.execute("WAIT", 1, 1000) is not None
+        replicated = await wait_reply(client._route(("GET", keys[name])).send, ("WAIT", 1, 5000))
+        assert replicated == 1
         crashed.kill()
         await use(200)
         await until(lambda: subject.is_settled)
