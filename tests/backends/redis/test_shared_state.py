@@ -142,9 +142,19 @@ async def test_the_check_reports_the_server(valkey):
     assert [item.state for item in await check_shared_state(config_of(valkey), offline=True)] == ["skipped"]
 
 
+def unreachable(folder):
+    """Return the settings of a shared state that is not there."""
+    return Config(
+        accounts=accounts("one"),
+        shared_state=f"unix://{folder}/none",
+        shared_state_connect_timeout=0.1,
+        ledger="none",
+    )
+
+
 async def test_the_check_of_a_server_that_is_not_there(tmp_path):
     """It fails with the reason."""
-    config = Config(accounts=accounts("one"), shared_state=f"unix://{tmp_path}/none", ledger="none")
+    config = unreachable(tmp_path)
     (found,) = await check_shared_state(config, offline=False)
     assert found.state == "failed"
     assert "No such file" in found.message
@@ -224,6 +234,6 @@ async def test_two_servers_use_one_account(valkey):
 
 async def test_a_command_without_the_server_fails(tmp_path):
     """It names the setting, and reports no empty state."""
-    config = Config(accounts=accounts("one"), shared_state=f"unix://{tmp_path}/none", ledger="none")
+    config = unreachable(tmp_path)
     with pytest.raises(StateStoreError, match="shared_state cannot be used"):
         await with_account_states(config, lambda store: store.load(["id"]))
