@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import omni_audio, prompt_cache, thinking
+from qproxy.emulator import decisions, omni_audio, prompt_cache, thinking
 from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.prompt_cache import NOT_CACHED, CacheUse
 from qproxy.emulator.schema_values import example_arguments
@@ -109,6 +109,10 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
     if (filling := fill_in_middle(question)) is not None:
         return "", filling, []
+    if decisions.GUARD in str(body["model"]).lower():
+        return "", decisions.judge(body["messages"]), []
+    if choices := decisions.choose(question):
+        return "", choices[0][0], []
     thought = f"The user says: {question[:60]}. I will answer." if thinking.is_on(body) else ""
     tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
     choice = body.get("tool_choice")
@@ -224,6 +228,12 @@ def usage(body: Any, answer: Answer, cached: CacheUse = NOT_CACHED) -> dict[str,
     }
 
 
+def logprobs(body: Any, text: str) -> dict[str, Any] | None:
+    """Return the log probabilities of a text of the answer."""
+    question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
+    return decisions.logprobs(body, question, text)
+
+
 def split_text(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
@@ -278,7 +288,10 @@ def chunks(
     }
     *sent, last = deltas(body, size, facts)
     for delta in sent:
-        yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None}
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
+        if body.get("logprobs") and delta.get("content"):
+            choice["logprobs"] = logprobs(body, delta["content"])
+        yield {**head, "choices": [choice], "usage": None}
     yield {
         **head,
         "choices": [{"index": 0, "delta": last, "finish_reason": given.finish_reason}],
@@ -302,11 +315,14 @@ def response(body: Any, cached: CacheUse = NOT_CACHED) -> dict[str, Any]:
             {"id": call_id(body, n), "type": "function", "function": {"name": name, "arguments": text_}}
             for n, (name, text_) in enumerate(given.calls)
         ]
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": given.finish_reason}
+    if body.get("logprobs"):
+        choice["logprobs"] = logprobs(body, given.text)
     return {
         "id": "chatcmpl-emulator",
         "object": "chat.completion",
         "created": CREATED,
         "model": body["model"],
-        "choices": [{"index": 0, "message": message, "finish_reason": given.finish_reason}],
+        "choices": [choice],
         "usage": usage(body, given, cached),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from qproxy.emulator import images, rerank, speech
+from qproxy.emulator import decisions, images, rerank, speech
 from qproxy.emulator.faults import ScriptedReply, json_reply
+from qproxy.wire.decisions import system_one
 from qproxy.wire.rerank import upstream as rerank_upstream
 from qproxy.wire.speech import upstream as speech_upstream
 
@@ -23,6 +24,7 @@ SERVICES: dict[str, Respond] = {
     rerank_upstream.COMPATIBLE: json_service(rerank.compatible_response),
     rerank_upstream.NATIVE: json_service(rerank.native_response),
     speech_upstream.SYNTHESIZER: speech.synthesizer,
+    system_one.PATH: json_service(decisions.system_one),
     "/audio/speech": speech.open_speech,
     "/images/generations": images.open_images,
     "/images/edits": images.open_images,

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qproxy.server.routes.decisions import DecisionRoutes
 from qproxy.server.routes.images import ImageRoutes
 from qproxy.server.routes.rerank import RerankRoutes
 from qproxy.server.routes.speech import SpeechRoutes
 from qproxy.server.state import RouteGroup, StateHolder
 
-FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (ImageRoutes, RerankRoutes, SpeechRoutes)
+FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
+    DecisionRoutes,
+    ImageRoutes,
+    RerankRoutes,
+    SpeechRoutes,
+)
