@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator.errors import ApiError
+from qproxy.wire.models import ModelSpec
 
-LIMITS = {"qwen3-rerank": 500, "gte-rerank-v2": 500, "qwen3-vl-rerank": 100}
+DOCUMENTS = 500
 
 
 def _bad_request(message: str) -> ApiError:
@@ -23,13 +25,27 @@ def score(query: str, document: str) -> float:
     return round(len(words & set(document.lower().split())) / len(words), 4) if words else 0.0
 
 
-def _results(model: Any, query: Any, documents: Any, top_n: Any) -> tuple[list[dict[str, Any]], int]:
-    if model not in LIMITS:
+def _spec(model: Any) -> ModelSpec:
+    catalog = package_catalog()
+    if not catalog.knows(str(model)) or not catalog.get(str(model)).is_for("rerank"):
         raise ApiError(404, f"Model not exist: {model}", "ModelNotFound")
-    if not isinstance(documents, list) or not 1 <= len(documents) <= LIMITS[model]:
-        raise _bad_request(f"documents must be an array of 1 to {LIMITS[model]}")
-    if model != "qwen3-vl-rerank" and not all(isinstance(item, str) for item in documents):
+    return catalog.get(str(model))
+
+
+def _reads_pictures(model: Any) -> bool:
+    return "image" in (_spec(model).inputs or ())
+
+
+def _results(model: Any, query: Any, documents: Any, top_n: Any) -> tuple[list[dict[str, Any]], int]:
+    most = (_spec(model).limits or {}).get("documents", DOCUMENTS)
+    if not isinstance(documents, list) or not 1 <= len(documents) <= most:
+        raise _bad_request(f"documents must be an array of 1 to {most}")
+    if not _reads_pictures(model) and not all(isinstance(item, str) for item in documents):
         raise _bad_request("documents must be strings")
+    return _rank(query, documents, top_n)
+
+
+def _rank(query: Any, documents: Any, top_n: Any) -> tuple[list[dict[str, Any]], int]:
     texts = [item if isinstance(item, str) else " ".join(map(str, item.values())) for item in documents]
     query = query if isinstance(query, str) else " ".join(map(str, query.values()))
     ranked = [{"index": n, "relevance_score": score(query, text)} for n, text in enumerate(texts)]
@@ -40,8 +56,8 @@ def _results(model: Any, query: Any, documents: Any, top_n: Any) -> tuple[list[d
 
 def compatible_response(body: Any) -> dict[str, Any]:
     """The answer of the flat form."""
-    if body.get("model") != "qwen3-rerank":
-        raise ApiError(404, f"Model not exist: {body.get('model')}", "ModelNotFound")
+    if _reads_pictures(body["model"]):
+        raise ApiError(404, f"Model not exist: {body['model']}", "ModelNotFound")
     results, tokens = _results(body["model"], body["query"], body["documents"], body.get("top_n"))
     usage = {"total_tokens": tokens}
     return {"object": "list", "results": results, "model": body["model"], "id": "emu-1", "usage": usage}
@@ -56,5 +72,5 @@ def native_response(body: Any) -> dict[str, Any]:
 
 def open_response(body: Any) -> dict[str, Any]:
     """The answer of a server such as vLLM, which knows every model."""
-    results, tokens = _results("gte-rerank-v2", body["query"], body["documents"], body.get("top_n"))
+    results, tokens = _rank(body["query"], body["documents"], body.get("top_n"))
     return {"id": "emu-1", "model": body["model"], "results": results, "usage": {"total_tokens": tokens}}

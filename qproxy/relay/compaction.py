@@ -40,7 +40,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
-from qproxy.wire.sealing import NONCE_BYTES, TextSealer
+from qproxy.wire.sealing import NONCE_BYTES, Sealer
 from qproxy.wire.tool_rounds import add_usage
 
 log = logging.getLogger("qproxy.relay")
@@ -54,7 +54,7 @@ OpenResponse = Callable[[Turn], Awaitable[EventStream]]
 class Compactor:
     """Opens responses, with conversations that are too long made shorter."""
 
-    def __init__(self, sealer: TextSealer, *, on_overflow: bool) -> None:
+    def __init__(self, sealer: Sealer, *, on_overflow: bool) -> None:
         """With `on_overflow`, a stored conversation that does not fit is summarized without being asked."""
         self.unseal = sealer.unseal
         self._sealer = sealer

@@ -14,13 +14,27 @@ import hashlib
 import hmac
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from typing import Protocol
 
 NONCE_BYTES = 16
 TAG_BYTES = 32
 MIN_SECRET_BYTES = 32
 
 
-class TextSealer:
+class Sealer(Protocol):
+    """Seals texts for one purpose."""
+
+    def seal(self, text: str, nonce: bytes) -> str:
+        """Return a sealed text; the nonce is `NONCE_BYTES` random bytes, never used twice."""
+        ...
+
+    def unseal(self, value: str) -> str | None:
+        """Return the text of a sealed one; None for one that was altered, or that no key of this server
+        sealed."""
+        ...
+
+
+class TextSealer(Sealer):
     """Seals texts for one purpose, which its prefix names; a text sealed for another one does not open."""
 
     def __init__(self, secrets: Sequence[bytes], prefix: str) -> None:

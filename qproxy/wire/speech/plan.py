@@ -57,10 +57,10 @@ def make_plan(
     fields = {name: value for name, value in request.params.items() if name in MODEL_STUDIO_FIELDS}
     limit = (spec.limits or {}).get("characters")
     parts = split_text(request.text, limit) if limit else [request.text]
-    if model.startswith(("qwen3-tts", "qwen-tts")):
+    if spec.native_path == "multimodal":
         format = _format(request, ("wav", "pcm"), can_encode)
         if request.instructions is not None:
-            if "instruct" in model:
+            if "instruction_tokens" in (spec.limits or {}):
                 fields["instructions"] = request.instructions
             else:
                 ignored.append("instructions")
