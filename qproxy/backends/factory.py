@@ -34,7 +34,7 @@ from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.backends.stores import open_reasoning, open_stores, open_tool_rounds, store_opener
-from qproxy.config import Config, data_dir
+from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.secret_files import read_secret
 from qproxy.ledger import Pricing, UsageLedger
@@ -180,7 +180,7 @@ def open_shared_state(config: Config, local: Backends) -> SharedState | None:
         grants=local.grants,
         key_table=key_table,
         sealer=open_sealer(config),
-        outbox_directory=data_dir() / "shared-state",
+        outbox_directory=_path(config.shared_state_outbox),
     )
 
 

@@ -31,6 +31,7 @@ RESTART_REQUIRED = frozenset({
     "ledger_password_file", "ledger_spool_file", "ledger_timeout",
     "shared_state", "shared_state_password_file", "shared_state_key_file", "shared_state_prefix",
     "shared_state_policy", "shared_state_timeout", "shared_state_connect_timeout",
+    "shared_state_outbox",
     "shared_response_max_bytes", "reasoning_cache_seconds", "tool_round_cache_seconds",
     "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
     "compaction_key_file",

@@ -64,6 +64,7 @@ def load(
     values.setdefault("access_file", str(data_dir(environ) / "access.sqlite3"))
     values.setdefault("ledger", str(data_dir(environ) / "ledger.sqlite3"))
     values.setdefault("ledger_spool_file", str(data_dir(environ) / "ledger-spool.sqlite3"))
+    values.setdefault("shared_state_outbox", str(data_dir(environ) / "shared-state"))
     values.setdefault("audit_file", str(data_dir(environ) / "audit.jsonl"))
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
     values.setdefault("compaction_key_file", str(data_dir(environ) / "compaction.key"))

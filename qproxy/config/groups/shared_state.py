@@ -26,6 +26,11 @@ class SharedStateSettings:
     )
     shared_state_timeout: float = setting(0.25, "maximum seconds that a request waits for shared_state")
     shared_state_connect_timeout: float = setting(1.0, "maximum seconds without a reply of shared_state")
+    shared_state_outbox: str | None = setting(
+        None,
+        "directory of what shared_state lacks when qproxy ends, for the next start; default shared-state in "
+        "the data directory",
+    )
     shared_response_max_bytes: int = setting(
         1024 * 1024, "maximum bytes of one response in shared_state, deflated and encrypted"
     )

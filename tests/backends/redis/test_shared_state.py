@@ -9,7 +9,7 @@ import trio
 
 from qproxy import cli
 from qproxy import config as configuration
-from qproxy.access.api_keys import ApiKeyStoreError
+from qproxy.access.api_keys import ApiKeyStoreError, Quota
 from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.report import account_rows
 from qproxy.accounts.shared_state import AccountStateDelta, StateStoreError
@@ -29,7 +29,9 @@ from qproxy.config.accounts import ConfigError
 from qproxy.diagnostics.shared_state import check_shared_state
 from qproxy.server.conversation_store import Conversation
 from qproxy.server.response_store import StoredResponse
+from tests.backends.redis.groups import until
 from tests.backends.redis.members import KEY
+from tests.backends.redis.server import Server
 from tests.backends.redis.test_limits import REQUEST, key
 from tests.helpers import accounts
 
@@ -104,6 +106,32 @@ def test_a_key_is_purged_on_the_server(valkey, tmp_path, monkeypatch, capsys):
         )
 
     assert trio.run(with_stores, config, read)
+
+
+async def test_what_a_process_cannot_send_is_sent_by_the_next_one(tmp_path):
+    """A request that was granted while the server was away counts in its budget after the next start."""
+    server = Server()
+    server.kill()
+    limited = key(rpm=1000, budgets=(Quota("month", 500, None),))
+    folder = tmp_path / "outbox"
+    config = config_of(server, shared_state_policy="open", shared_state_outbox=str(folder))
+    config = replace(config, shared_state_timeout=0.25)
+    for starts in (False, True):
+        backends = backends_of(config)
+        async with trio.open_nursery() as nursery:
+            for task in backends.background:
+                nursery.start_soon(task)
+            if starts:
+                assert len([*folder.iterdir()]) == 1
+                server.start()
+                await until(lambda: not [*folder.iterdir()])
+            else:
+                reservation = await backends.usage_limiter.reserve(limited, REQUEST)
+                reservation.settle({"tokens": 10}, attempted=True, answered=True)
+            nursery.cancel_scope.cancel()
+    (name,) = server.execute("KEYS", "q1:{k:*")
+    assert float(server.execute("HGET", name, "u:month:requests")) == 1
+    server.close()
 
 
 async def test_without_the_setting_nothing_changes():
