@@ -224,6 +224,8 @@ def build_relay(
         embedding_requests=config.max_embedding_requests,
         result_hosts=tuple(config.result_hosts),
         speech_voices=config.speech_voices,
+        moderation_model=config.moderation_model,
+        flags_controversial=config.moderation_flags_controversial,
         ffmpeg=None if config.ffmpeg == "none" else shutil.which(config.ffmpeg or "ffmpeg"),
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )

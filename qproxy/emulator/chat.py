@@ -259,7 +259,8 @@ def _deltas(
     if text and omni_audio.is_spoken(body):
         yield from omni_audio.deltas(body, text, size, facts)
         text = ""
-    for piece in split_text(text, size):
+    pieces = _WORD.findall(text) if body.get("logprobs") else split_text(text, size)
+    for piece in pieces:
         yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
     for index, (name, text_) in enumerate(calls):
         head = {"name": name, "arguments": ""}

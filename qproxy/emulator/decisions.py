@@ -90,6 +90,14 @@ def judge(messages: list[Any]) -> str:
     return "\n".join(lines)
 
 
+def open_moderation(body: Any) -> dict[str, Any]:
+    """The answer of an own server that has moderations."""
+    flagged = any(word in str(body["input"]).lower() for word in UNSAFE)
+    scores = {"violence": 0.9 if flagged else 0.1}
+    result = {"flagged": flagged, "categories": {"violence": flagged}, "category_scores": scores}
+    return {"id": "modr-emu", "model": body["model"], "results": [result]}
+
+
 def logprobs(body: Any, question: str, text: str) -> dict[str, Any] | None:
     """The log probabilities of a text's words, if the request has asked for them."""
     if not body.get("logprobs"):

@@ -28,6 +28,7 @@ SERVICES: dict[str, Respond] = {
     "/audio/speech": speech.open_speech,
     "/images/generations": images.open_images,
     "/images/edits": images.open_images,
+    "/moderations": json_service(decisions.open_moderation),
     "/rerank": json_service(rerank.open_response),
 }
 """By path below `/v1` or `/compatible-mode/v1`, or by the whole path."""

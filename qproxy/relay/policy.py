@@ -33,6 +33,10 @@ class RelayPolicy:
     """Patterns of the hosts of files that responses link to."""
     speech_voices: Mapping[str, str]
     """Voices of clients, and the models' names for them."""
+    moderation_model: str | None
+    """Model of moderations that name none, or one of OpenAI's."""
+    flags_controversial: bool
+    """Whether inputs are flagged that a guard model calls controversial."""
     ffmpeg: str | None
     """Program that makes other formats of sound; None without one."""
     profile: Callable[[str], tool_calls.ModelProfile]

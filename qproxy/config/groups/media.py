@@ -21,3 +21,11 @@ class MediaSettings:
         "program that makes the formats and speeds of sound which a model lacks; default ffmpeg, if it is "
         "installed; `none` disables it",
     )
+    moderation_model: str | None = setting(
+        None,
+        "model of moderations that name none, or one of OpenAI's: a guard, a decision model, or a chat model "
+        "with log probabilities",
+    )
+    moderation_flags_controversial: bool = setting(
+        True, "flag inputs that a guard model calls controversial; it always flags unsafe ones"
+    )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from qproxy.server.routes.decisions import DecisionRoutes
 from qproxy.server.routes.images import ImageRoutes
+from qproxy.server.routes.moderation import ModerationRoutes
 from qproxy.server.routes.rerank import RerankRoutes
 from qproxy.server.routes.speech import SpeechRoutes
 from qproxy.server.state import RouteGroup, StateHolder
@@ -16,6 +17,7 @@ from qproxy.server.state import RouteGroup, StateHolder
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
     DecisionRoutes,
     ImageRoutes,
+    ModerationRoutes,
     RerankRoutes,
     SpeechRoutes,
 )
