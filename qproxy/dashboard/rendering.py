@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -85,6 +86,12 @@ class PageRenderer:
             return None
         fields = {"cache-control": "public, max-age=31536000, immutable"}
         return HTTPResponse(self._static[name], 200, CONTENT_TYPES[name], fields)
+
+
+@cache
+def page_renderer() -> PageRenderer:
+    """Return the renderer of this process: the apps have the same templates, which are compiled once."""
+    return PageRenderer()
 
 
 def redirect(path: str, fields: Mapping[str, str] | None = None) -> HTTPResponse:

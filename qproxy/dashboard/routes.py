@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from qproxy.dashboard import auth
 from qproxy.dashboard.auth import DashboardAuth, LoginRequired, PageRequest
-from qproxy.dashboard.rendering import PageRenderer, redirect
+from qproxy.dashboard.rendering import page_renderer, redirect
 from qproxy.dashboard.views.accounts import AccountPages
 from qproxy.dashboard.views.connect import ConnectPage
 from qproxy.dashboard.views.keys import KeyPages
@@ -46,7 +46,7 @@ class DashboardRoutes:
 
     def __init__(self, server: StateHolder, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._auth = DashboardAuth(server, wall_clock=wall_clock)
-        self._pages = pages = PageRenderer()
+        self._pages = pages = page_renderer()
         self._families: list[PageGroup] = [
             OverviewPages(server, pages, wall_clock), RequestPages(server, pages, wall_clock),
             AccountPages(server, pages, wall_clock),
