@@ -25,6 +25,8 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "ResponseFunctionCallArgumentsDoneEvent": frozenset({"name"}),  # OpenAI's schema requires it
     "Response": frozenset({"store", "search_info"}),  # OpenAI sends the first, Qwen the second
     "ChatCompletion": frozenset({"search_info"}),
+    "TranscriptionVerbose": frozenset({"task"}),  # OpenAI sends it
+    "TranslationVerbose": frozenset({"task"}),
     "ResponseErrorEvent": frozenset({"error"}),  # OpenAI sends it, and the SDK raises because of it
 }
 """Keys by the SDK's class that qproxy sends on purpose and the SDK does not declare."""

@@ -223,6 +223,8 @@ def build_relay(
         search_sources=config.web_search_sources,
         embedding_requests=config.max_embedding_requests,
         result_hosts=tuple(config.result_hosts),
+        upload_hosts=tuple(config.upload_hosts),
+        audio_translation_model=_translation_model(config, catalog),
         speech_voices=config.speech_voices,
         moderation_model=config.moderation_model,
         flags_controversial=config.moderation_flags_controversial,
@@ -230,6 +232,12 @@ def build_relay(
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
     return Relay(pool, transport, policy, reasoning, token_ratios)
+
+
+def _translation_model(config: Config, catalog: ModelCatalog) -> str | None:
+    """Return the model that translates transcripts; None if that is disabled."""
+    name = config.audio_translation_model or catalog.defaults.get("translation")
+    return None if name == "none" else name
 
 
 def _model_profile(config: Config, catalog: ModelCatalog, model: str) -> ModelProfile:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from qproxy.emulator import decisions, images, rerank, speech
+from qproxy.bootstrap.models import package_catalog
+from qproxy.emulator import decisions, images, rerank, speech, transcription
 from qproxy.emulator.faults import ScriptedReply, json_reply
 from qproxy.wire.decisions import system_one
 from qproxy.wire.rerank import upstream as rerank_upstream
@@ -26,6 +27,8 @@ SERVICES: dict[str, Respond] = {
     speech_upstream.SYNTHESIZER: speech.synthesizer,
     system_one.PATH: json_service(decisions.system_one),
     "/audio/speech": speech.open_speech,
+    "/audio/transcriptions": transcription.own_server,
+    "/audio/translations": transcription.own_server,
     "/images/generations": images.open_images,
     "/images/edits": images.open_images,
     "/moderations": json_service(decisions.open_moderation),
@@ -34,5 +37,17 @@ SERVICES: dict[str, Respond] = {
 """By path below `/v1` or `/compatible-mode/v1`, or by the whole path."""
 RESULTS: dict[str, Respond] = {speech.RESULT_PATH: speech.result, images.RESULT_PATH: images.result}
 """Files that answers link to, by path."""
-NATIVE_TASKS: dict[str, Respond] = {"speech": speech.qwen_tts, "image": images.native}
+NATIVE_TASKS: dict[str, Respond] = {
+    "image": images.native,
+    "speech": speech.qwen_tts,
+    "transcription": transcription.generation,
+}
 """Services at the path of native generation, by the task of their models."""
+CHAT_TASKS: dict[str, Respond] = {"transcription": transcription.chat}
+"""Services at the path of chat, by the task of their models."""
+
+
+def for_task(services: dict[str, Respond], model: Any) -> Respond | None:
+    """Return the service for a model's task, None for text."""
+    tasks = package_catalog().get(str(model)).tasks or []
+    return next((services[task] for task in tasks if task in services), None)

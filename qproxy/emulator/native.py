@@ -23,7 +23,8 @@ from qproxy.emulator.prompt_cache import NOT_CACHED, CacheUse
 from qproxy.emulator.unverified import NATURAL, Unverified
 from qproxy.wire import json_codec
 
-PREFIX = "/api/v1/services/"
+ROOT = "/api/v1/"
+PREFIX = f"{ROOT}services/"
 SERVICES = {
     f"{PREFIX}aigc/text-generation/generation": "text",
     f"{PREFIX}aigc/multimodal-generation/generation": "multimodal",

@@ -8,6 +8,7 @@ sends what is not HTTP. While it answers it watches for the client's end, and no
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import struct
 from collections import deque
@@ -37,6 +38,7 @@ from qproxy.emulator.faults import (
 )
 from qproxy.emulator.identity import TOKEN_REFUSED, IdentityServer
 from qproxy.emulator.prompt_cache import PromptCache
+from qproxy.emulator.transcription import FileTasks
 from qproxy.emulator.unverified import NATURAL, Unverified
 from qproxy.system.listener import address_error
 from qproxy.wire import json_codec
@@ -102,6 +104,7 @@ class Emulator:
         self._facts = facts
         self.context = context
         """Tokens that a prompt may have; None is no limit."""
+        self.file_tasks = FileTasks()
         self._cache = PromptCache(trio.current_time, facts)
         self._models: dict[str, Callable[[ReceivedRequest], ScriptedReply]] = {
             CHAT_PATH: self._chat,
@@ -109,6 +112,7 @@ class Emulator:
             EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.openai_response(seen.body)),
             NATIVE_EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.dashscope_response(seen.body)),
             **families.SERVICES,
+            **self.file_tasks.post(),
             **dict.fromkeys(native.SERVICES, self._generate),
         }
         self._port = 0
@@ -181,7 +185,7 @@ class Emulator:
 
     async def _read(self, stream: trio.abc.Stream, http: h11.Connection) -> ReceivedRequest | None:
         head: h11.Request | None = None
-        body = b""
+        body = bytearray()
         while True:
             item = http.next_event()
             if item is h11.NEED_DATA:
@@ -194,7 +198,7 @@ class Emulator:
             elif isinstance(item, h11.Data):
                 body += item.data
             elif isinstance(item, h11.EndOfMessage) and head is not None:
-                return _received_request(head, body)
+                return _received_request(head, bytes(body))
             else:
                 return None
 
@@ -269,11 +273,13 @@ class Emulator:
         if seen.method == "CONNECT":
             return self._script.popleft() if self._script else ScriptedReply(())
         origin = f"http://{seen.headers.get('host', '')}"
-        is_native = path.startswith(native.PREFIX)
+        is_native = path.startswith(native.ROOT)
         try:
             identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
             if seen.method == "GET" and seen.path in families.RESULTS:
                 return families.RESULTS[seen.path](seen)
+            if (public := self.file_tasks.public_reply(seen)) is not None:
+                return public
             denied = identity or self._authentication_error(seen)
             if denied is not None:
                 return native.translate(denied) if is_native else denied
@@ -285,6 +291,8 @@ class Emulator:
                 return json_reply({"object": "list", "data": data})
             if path in self._models and seen.method == "POST":
                 return self._scripted(seen.body, is_native) or self._models[path](seen)
+            if (found := self.file_tasks.reply(seen)) is not None:
+                return found
             raise ApiError(404, f"not found: {seen.method} {seen.path}", "NotFound")
         except ApiError as refusal:
             error = refusal
@@ -316,6 +324,8 @@ class Emulator:
 
     def _chat(self, seen: ReceivedRequest) -> ScriptedReply:
         body = seen.body
+        if (other := families.for_task(families.CHAT_TASKS, body.get("model"))) is not None:
+            return other(seen)
         chat.validate(body, self._facts)
         chat.check_length(body, self.context)
         cached = self._cache.use(seen.token, body)
@@ -326,9 +336,7 @@ class Emulator:
 
     def _generate(self, seen: ReceivedRequest) -> ScriptedReply:
         """Answer in DashScope's native form."""
-        tasks = package_catalog().get(str(seen.body.get("model"))).tasks or []
-        other = next((families.NATIVE_TASKS[task] for task in tasks if task in families.NATIVE_TASKS), None)
-        if other is not None:
+        if (other := families.for_task(families.NATIVE_TASKS, seen.body.get("model"))) is not None:
             return other(seen)
         service = native.SERVICES[seen.path]
         body = native.chat_request(seen.body, seen.headers.get("x-dashscope-sse") == "enable")
@@ -359,12 +367,27 @@ def _received_request(head: h11.Request, body: bytes) -> ReceivedRequest:
 
 
 def _parse_body(headers: dict[str, str], body: bytes) -> Any:
-    if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+    kind = headers.get("content-type", "")
+    if kind.startswith("application/x-www-form-urlencoded"):
         return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+    if kind.startswith("multipart/form-data"):
+        return _parse_form(kind, body)
     try:
         return json_codec.loads(body) if body else None
     except ValueError:
         return {}  # which every path refuses
+
+
+def _parse_form(kind: str, body: bytes) -> dict[str, Any]:
+    """The fields of a form by name; files are bytes."""
+    delimiter = b"--" + kind.partition("boundary=")[2].strip('"').encode()
+    form: dict[str, Any] = {}
+    for part in body.split(b"\r\n" + delimiter):
+        head, found, value = part.removeprefix(delimiter).partition(b"\r\n\r\n")
+        name = re.search(rb'; name="([^"]*)"', head)
+        if found and name is not None:
+            form[name[1].decode()] = value if b"; filename=" in head else value.decode(errors="replace")
+    return form
 
 
 def _reset_on_close(stream: trio.abc.Stream) -> None:

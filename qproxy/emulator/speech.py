@@ -18,6 +18,7 @@ from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator.errors import ApiError
 from qproxy.emulator.faults import SSE, ScriptedReply, event, json_reply
 from qproxy.emulator.realtime_session import tone
+from qproxy.emulator.spoken_text import embed
 
 RATE = 24_000
 SECONDS_PER_CHARACTER = 0.02
@@ -29,8 +30,8 @@ SYNTHESIZER_VOICES = ("longanhuan_v3.6", "longhua_v3.1", "longanyang")
 
 
 def samples(text: str) -> bytes:
-    """The sound of a text."""
-    return tone(220.0 + len(text) % 20 * 10, len(text) * SECONDS_PER_CHARACTER, RATE)
+    """The sound of a text, which can be heard in it again (`spoken_text`)."""
+    return embed(tone(220.0 + len(text) % 20 * 10, len(text) * SECONDS_PER_CHARACTER, RATE), text)
 
 
 def wav(data: bytes) -> bytes:

@@ -31,6 +31,10 @@ class RelayPolicy:
     """Maximum batches in flight per request for embeddings."""
     result_hosts: tuple[str, ...]
     """Patterns of the hosts of files that responses link to."""
+    upload_hosts: tuple[str, ...]
+    """Patterns of the hosts that recordings are uploaded to."""
+    audio_translation_model: str | None
+    """The model that translates transcripts; None if there is none."""
     speech_voices: Mapping[str, str]
     """Voices of clients, and the models' names for them."""
     moderation_model: str | None

@@ -74,6 +74,8 @@ class Route:
     """`gen_ai.operation.name` for metrics and traces, if it sends requests to a model."""
     schema: JSON | None = None
     """JSON Schema of a request's body, if it reads one."""
+    form: bool = False
+    """Whether that body is a form with files instead of JSON."""
     streams: bool = False
     """Whether its responses come whole or as a stream."""
     fast_path: bool = False

@@ -29,3 +29,13 @@ class MediaSettings:
     moderation_flags_controversial: bool = setting(
         True, "flag inputs that a guard model calls controversial; it always flags unsafe ones"
     )
+    audio_translation_model: str | None = setting(
+        None,
+        "model that translates the transcripts of /v1/audio/translations into English; default the catalog's "
+        "`translation`; `none` refuses such requests",
+    )
+    upload_hosts: list[str] = setting(
+        ["dashscope-*.oss-*.aliyuncs.com"],
+        "hosts that Model Studio may have recordings uploaded to; `*` stands for one label, an origin "
+        "(http://127.0.0.1:8788) is allowed as well",
+    )

@@ -12,6 +12,7 @@ from qproxy.server.routes.images import ImageRoutes
 from qproxy.server.routes.moderation import ModerationRoutes
 from qproxy.server.routes.rerank import RerankRoutes
 from qproxy.server.routes.speech import SpeechRoutes
+from qproxy.server.routes.transcription import TranscriptionRoutes
 from qproxy.server.state import RouteGroup, StateHolder
 
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
@@ -20,4 +21,5 @@ FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
     ModerationRoutes,
     RerankRoutes,
     SpeechRoutes,
+    TranscriptionRoutes,
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from qproxy.server import request_context
 from qproxy.server.authentication import Access
+from qproxy.server.form_data import FORM_TYPE
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import JSON_TYPE
 from qproxy.server.state import Route, RouteGroup, StateHolder
@@ -110,7 +111,8 @@ def _operation(route: Route, api: Api, path: str, method: str, keys: bool) -> di
             for name in names
         ]
     if route.schema is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": route.schema}}}
+        body_type = FORM_TYPE if route.form else JSON_TYPE
+        operation["requestBody"] = {"required": True, "content": {body_type: {"schema": route.schema}}}
     return operation
 
 

@@ -96,6 +96,8 @@ PATTERNS: tuple[ErrorPattern, ...] = (
                      RetryHint.OTHER_ACCOUNT, message=_OVERDUE, limit=LimitKind.QUOTA),
     ErrorPattern(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _INVALID_REQUEST,
         "invalid_image_url", when=(400,)),
+    ErrorPattern(r"audiolengtherror|audio length must be|invalidfile\.duration", 400, _INVALID_REQUEST,
+        "invalid_audio_length", param="file", when=(400, 0, 200)),
     ErrorPattern(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400,
         _INVALID_REQUEST, "invalid_image", when=(400,)),
     ErrorPattern(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|"

@@ -61,6 +61,12 @@ class ModelRow:
     """The most texts in one request for embeddings."""
     dimensions: list[int] | None = None
     """Of its vectors, the default among them."""
+    transcription: Literal["chat", "recognition", "file", "files"] | None = None
+    """Which service transcribes with it; all but "chat" give times."""
+    diarizes: bool | None = None
+    """It tells speakers apart."""
+    file_model: str | None = None
+    """Who transcribes what is beyond its limits."""
     limits: dict[str, int] | None = None
     """Further ones by name: characters, documents, images, seconds, megabytes, ..."""
 
