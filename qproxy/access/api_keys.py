@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts
+from qproxy.limits.token_bucket import REQUESTS, TOKENS, USD, Amounts
 from qproxy.limits.windows import WINDOWS
 from qproxy.telemetry.audit import AuditEntry
 from qproxy.wire.errors import AuthenticationError, InvalidKeyError
@@ -50,17 +50,21 @@ class Quota:
     window: str
     requests: int | None = None
     tokens: int | None = None
+    usd: float | None = None
+    """US dollars, estimated (`ledger.prices`)."""
 
     @property
     def limits(self) -> Amounts:
         """The limits by unit."""
-        return _limits(self.requests, self.tokens)
+        limits = ((REQUESTS, self.requests), (TOKENS, self.tokens), (USD, self.usd))
+        return {unit: limit for unit, limit in limits if limit is not None}
 
     def describe(self) -> str:
         """Return it for a table: `day: 100 requests`."""
         limits = (
             f"{self.requests} requests" if self.requests else "",
             f"{self.tokens} tokens" if self.tokens else "",
+            f"{self.usd:g} US dollars" if self.usd else "",
         )
         return f"{self.window}: {' and '.join(filter(None, limits))}"
 
@@ -97,6 +101,11 @@ class ApiKey:
     def is_limited(self) -> bool:
         """Return whether requests with it are counted."""
         return bool(self.rpm or self.tpm or self.budgets)
+
+    @property
+    def has_money_budget(self) -> bool:
+        """Return whether it has a budget in money, which only models with a known price can keep."""
+        return any(budget.usd is not None for budget in self.budgets)
 
     def allows(self, model: str) -> bool:
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)

@@ -19,7 +19,7 @@ import trio
 
 from qproxy.access.api_keys import ApiKey, Quota
 from qproxy.ledger import LedgerError, UsageLedger, WindowUsage
-from qproxy.limits.token_bucket import REQUESTS, Amounts
+from qproxy.limits.token_bucket import REQUESTS, USD, Amounts
 from qproxy.limits.windows import WINDOWS, UsageWindow
 from qproxy.wire.errors import QproxyError, RequestError
 
@@ -74,12 +74,16 @@ def exhausted_error(
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(resets_at))
     resets = f"The first of it is available again at {when}." if window.rolling else f"It resets at {when}."
     return RequestError(
-        f"API key {name!r} has exhausted its budget of {limit:,} {unit} per {window.label}. {resets}",
+        f"API key {name!r} has exhausted its budget of {_describe(limit, unit)} per {window.label}. {resets}",
         status=429,
         type="insufficient_quota",
         code="insufficient_quota",
         retry_after=max(1.0, resets_at - now),
     )
+
+
+def _describe(limit: float, unit: str) -> str:
+    return f"{limit:,.15g} US dollars" if unit == USD else f"{limit:,} {unit}"
 
 
 @dataclass(eq=False, slots=True)

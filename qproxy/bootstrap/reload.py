@@ -113,6 +113,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         conversations=stores.conversations,
         response_runs=stores.response_runs,
         pricing=telemetry.build_pricing(config, catalog),
+        unpriced_models=config.unpriced_models,
         redact=telemetry.build_redact(config),
         body_logger=telemetry.build_body_logger(config),
     )

@@ -137,6 +137,7 @@ def build_state(
         counters=RequestCounters(),
         listeners=telemetry.build_listeners(ledger, tracer),
         pricing=pricing,
+        unpriced_models=config.unpriced_models,
         ledger=ledger,
         redact=telemetry.build_redact(config),
         audit=backends.audit,

@@ -44,17 +44,19 @@ def build_pricing(config: Config, catalog: ModelCatalog) -> Pricing:
         and account.plan in (None, "payg")
         and (urlsplit(account.base_url or "").hostname or "").endswith(SINGAPORE)
     ]
-    return Pricing(own, listed_for, catalog)
+    rates = {currency.upper(): rate for currency, rate in config.exchange_rates.items()}
+    return Pricing(own, listed_for, catalog, rates)
 
 
 def _own_price(price: PriceConfig, terms: Mapping[str, Any]) -> ModelPrice:
     """Return the price of a [[prices]] table. Raises ConfigError without a price, or with half of one."""
     units = {unit: value for unit in UNITS if (value := getattr(price, unit)) is not None}
     if price.input is None and price.output is None and price.cached is None and units:
-        return ModelPrice((), terms, units)
+        return ModelPrice((), terms, units, price.currency.upper())
     if price.input is None or price.output is None:
         raise ConfigError(f"[[prices]]: model {price.model!r}: a price of tokens has an input and an output.")
-    return ModelPrice((PriceTier(price.input, price.output, price.cached),), terms, units)
+    tier = PriceTier(price.input, price.output, price.cached)
+    return ModelPrice((tier,), terms, units, price.currency.upper())
 
 
 def build_tracer(config: Config) -> OtelTracer | None:

@@ -6,6 +6,7 @@ The command only changes the key store; a running server applies the change by i
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ PAGE = HelpPage(
     examples={
         "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "create a key with limits",
         "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "set budgets",
+        "qproxy keys create --name team --budget-usd month=20": "limit what a key may cost",
         "qproxy keys list": "show all keys, without their secrets",
         "qproxy keys revoke bob": "revoke a key",
     },
@@ -61,6 +63,15 @@ def add(parser: argparse.ArgumentParser) -> None:
             metavar="WINDOW=COUNT",
             help=f"{unit} per window ({', '.join(WINDOWS)}); may be repeated",
         )
+    create.add_argument(
+        "--budget-usd",
+        action="append",
+        default=[],
+        type=_money,
+        metavar="WINDOW=DOLLARS",
+        help="US dollars, estimated, per window; models without a known price are refused "
+        "(setting unpriced_models)",
+    )
     create.add_argument("--expires", metavar="WHEN", help="a duration (12h, 30d) or a date (2027-01-31, UTC)")
     actions.add_parser("list", help="show all keys")
     revoke = actions.add_parser("revoke", help="revoke a key")
@@ -74,10 +85,27 @@ def _budget(text: str) -> tuple[str, int]:
     return window, count(number)
 
 
+def _money(text: str) -> tuple[str, float]:
+    window, _, number = text.partition("=")
+    if window not in WINDOWS:
+        raise argparse.ArgumentTypeError(f"{text!r} does not start with a window ({', '.join(WINDOWS)})")
+    try:
+        dollars = float(number)
+    except ValueError:
+        dollars = 0.0
+    if not (0 < dollars < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end with an amount of dollars above 0")
+    return window, dollars
+
+
 def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:
     requests, tokens = dict(arguments.budget_requests), dict(arguments.budget_tokens)
-    windows = [window for window in WINDOWS if window in requests or window in tokens]
-    return tuple(api_keys.Quota(window, requests.get(window), tokens.get(window)) for window in windows)
+    dollars = dict(arguments.budget_usd)
+    windows = [window for window in WINDOWS if window in {**requests, **tokens, **dollars}]
+    return tuple(
+        api_keys.Quota(window, requests.get(window), tokens.get(window), dollars.get(window))
+        for window in windows
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

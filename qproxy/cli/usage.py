@@ -28,6 +28,7 @@ PAGE = HelpPage(
     examples={
         "qproxy usage": "by key, in the default windows",
         "qproxy usage --by model --window month --csv": "as CSV, for a spreadsheet",
+        "qproxy usage --savings --by model": "what the cache and the flex tier have saved",
         "qproxy usage --merge b.sqlite3 c.sqlite3": "with the ledgers of other machines, copied here",
     },
     files={
@@ -47,6 +48,7 @@ COLUMNS = (
     "completion_tokens",
     "cost_usd",
     "unpriced",
+    "saved_usd",
     *UNITS,
 )
 
@@ -69,6 +71,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         default=(),
         help="add the ledger files of other machines; each request counts once",
+    )
+    parser.add_argument(
+        "--savings", action="store_true", help="show what the cache and the flex tier have saved"
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON")
@@ -93,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.csv:
         print_result(_csv(rows))
     else:
-        for line in _table(rows, arguments.by):
+        for line in _table(rows, arguments.by, savings=arguments.savings):
             print_result(line)
         print_note(
             f"Costs are estimates in US dollars (list prices of {date}); unknown: requests without a price."
@@ -129,6 +134,7 @@ def _window_rows(usage: Sequence[Any], window: str, now: float) -> list[dict[str
             "completion_tokens": use.completion_tokens,
             "cost_usd": None if use.known_cost is None else round(use.known_cost, 6),
             "unpriced": use.unpriced,
+            "saved_usd": round(use.saved, 6) if use.known_cost is not None else None,
             **{unit: round(getattr(use, unit), 3) for unit in UNITS},
         }
         for use in usage
@@ -143,15 +149,22 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
+def _table(rows: Sequence[dict[str, Any]], by: str, *, savings: bool = False) -> list[str]:
     units = [unit for unit in UNITS if any(row[unit] for row in rows)]
     lines = [("window", "since (UTC)", by, "requests", "failed", "tokens in", "out", *units, "cost")]
+    if savings:
+        lines = [(*lines[0], "without", "saved")]
     for row in rows:
         since = "ever" if row["since"] is None else row["since"][:16].replace("T", " ")
         counts = (row[name] for name in ("requests", "failed", "prompt_tokens", "completion_tokens", *units))
-        lines.append(
-            (row["window"], since, row["name"] or "-", *(f"{count:,.15g}" for count in counts), _cost(row))
+        cells = (
+            row["window"],
+            since,
+            row["name"] or "-",
+            *(f"{count:,.15g}" for count in counts),
+            _cost(row),
         )
+        lines.append((*cells, *_savings(row)) if savings else cells)
     return format_table(lines, numbers=range(3, len(lines[0])), width=output_width())
 
 
@@ -160,3 +173,11 @@ def _cost(row: dict[str, Any]) -> str:
         return "unknown"
     known = f"{row['cost_usd']:.4f}"
     return f"{known} + unknown" if row["unpriced"] else known
+
+
+def _savings(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the cost without cache and flex, and what they have saved."""
+    if row["cost_usd"] is None:
+        return "unknown", "unknown"
+    full, saved = row["cost_usd"] + row["saved_usd"], row["saved_usd"]
+    return f"{full:.4f}", f"{saved:.4f} ({saved / full:.0%})" if full else f"{saved:.4f}"

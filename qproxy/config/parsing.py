@@ -137,11 +137,18 @@ def parse(name: str, text: str, where: str) -> Any:
             value = words
         elif origin is dict:
             pairs = [word.split("=", 1) for word in words]  # a word without "=" is a ValueError
-            value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
+            value = {key: _table_value(kind, item) for key, item in pairs}
         check_value(name, value, where)
     except (ValueError, KeyError):
         raise ConfigError(f"{where}: expected {describe_type(kind)}, got {text!r:.80}.") from None
     return _coerce(kind, value, where)
+
+
+def _table_value(kind: Any, text: str) -> Any:
+    """Return a value of a table from its text. Raises KeyError or ValueError."""
+    if kind == dict[str, bool]:
+        return parse_bool(text)
+    return float(text) if kind == dict[str, float] else text
 
 
 def parse_bool(text: str) -> bool:
@@ -158,6 +165,8 @@ def validate(name: str, value: Any, where: str) -> Any:
 def _coerce(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind == dict[str, float] and isinstance(value, dict):
+        return {key: _coerce(float, item, f"{where}, {key}") for key, item in value.items()}
     if not _is_instance(kind, value):
         raise ConfigError(f"{where}: expected {describe_type(kind)}, got {value!r:.80}.")
     if kind in (int, float) and value < 0:
@@ -192,6 +201,10 @@ def describe_type(kind: Any) -> str:
     if origin is list:
         return "list of strings" if get_args(kind) == (str,) else "a list"
     if origin is dict:
-        return {dict[str, bool]: "table of booleans", dict[str, str]: "table of strings"}.get(kind, "table")
+        return {
+            dict[str, bool]: "table of booleans",
+            dict[str, str]: "table of strings",
+            dict[str, float]: "table of numbers",
+        }.get(kind, "table")
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names[kind]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PriceConfig:
-    """A `[[prices]]` table: US dollars for a million tokens of one model, or for a million of other units."""
+    """A `[[prices]]` table: money for a million tokens of one model, or for a million of other units."""
 
     model: str
     input: float | None = None
@@ -21,3 +21,5 @@ class PriceConfig:
     documents: float | None = None
     """That are ranked."""
     searches: float | None = None
+    currency: str = "USD"
+    """Another one than US dollars needs a rate in `exchange_rates`."""

@@ -9,7 +9,7 @@ costs None, which is not 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qproxy.ledger.units import UNITS
@@ -58,10 +58,37 @@ class PriceTier:
             output = self.thinking_output
         return (fresh * self.input + read * cached + written + usage.completion_tokens * output) / 1e6
 
+    def full_cost(self, usage: Usage) -> float:
+        """Return the cost of one request's tokens if no token were read from a cache or written to it."""
+        output = self.output
+        if usage.reasoning_tokens and self.thinking_output is not None:
+            output = self.thinking_output
+        return (usage.prompt_tokens * self.input + usage.completion_tokens * output) / 1e6
+
 
 TOKEN_PRICES = frozenset(PriceTier.__dataclass_fields__)
 PRICE_CELLS = TOKEN_PRICES | {"currency", "region", *UNITS}
 """What a tier in the catalog may hold; units are for a million of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The cost of one request in the currency of its price, and in US dollars if there is a rate."""
+
+    amount: float
+    full_amount: float
+    """Without the cache and the flex tier."""
+    currency: str = CURRENCY
+    rate: float | None = 1.0
+    """US dollars for one unit of the currency."""
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.rate is None else self.amount * self.rate
+
+    @property
+    def full_cost(self) -> float | None:
+        return None if self.rate is None else self.full_amount * self.rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +101,39 @@ class ModelPrice:
     units: Mapping[str, float] = field(default_factory=dict)
     """Prices of a million of each unit."""
 
+    currency: str = CURRENCY
+
     def cost(self, usage: Usage, used: Mapping[str, float] | None = None) -> float | None:
+        """Return the cost of one request, as `charge`."""
+        charge = self.charge(usage, used)
+        return None if charge is None else charge.amount
+
+    def charge(
+        self, usage: Usage, used: Mapping[str, float] | None = None, *, flex: bool = False
+    ) -> Charge | None:
         """Return the cost of one request, of which `used` has the units; None if nothing it used has a price.
 
         A search of the web without a price leaves the cost unknown: other units without one are other
-        measures of the same request.
+        measures of the same request. The flex tier has no cache, and its share is the terms'.
         """
         costs = [used[unit] * self.units[unit] / 1e6 for unit in self.units if used and unit in used]
         if used and used.get("searches") and "searches" not in self.units:
             return None
+        amount = full = sum(costs)
         if self.tiers and (usage.prompt_tokens or usage.completion_tokens or not costs):
             fitting = (tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
-            costs.append(next(fitting, self.tiers[-1]).cost(usage, self.terms))
-        return sum(costs) if costs else None
+            tier = next(fitting, self.tiers[-1])
+            tokens = tier.full_cost(usage)
+            full += tokens
+            if not flex:
+                amount += tier.cost(usage, self.terms)
+            elif "flex_share" in self.terms:
+                amount += tokens * float(self.terms["flex_share"])
+            else:
+                return None
+        elif not costs:
+            return None
+        return Charge(amount, full, self.currency)
 
 
 def list_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:
@@ -111,10 +158,13 @@ class Pricing:
         own: Mapping[str, ModelPrice] | None = None,
         listed_for: Iterable[str] = (),
         catalog: ModelCatalog = EMPTY,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
+        """`rates` are US dollars for one unit of other currencies."""
         self._configured = own or {}
         self._listed_for = frozenset(listed_for)
         self._catalog = catalog
+        self._rates = {**(rates or {}), CURRENCY: 1.0}
         self._listed: dict[str, ModelPrice] = {}
         for spec in catalog.models():
             price = list_price(spec.prices or (), catalog.price_terms)
@@ -125,12 +175,36 @@ class Pricing:
         own, accounts = len(self._configured), len(self._listed_for)
         return f"<Pricing of {own} own prices, listed ones for {accounts} accounts>"
 
-    def cost(
-        self, account: str, model: str, usage: Usage, used: Mapping[str, float] | None = None
-    ) -> float | None:
-        """Return the cost in US dollars, None without a known price."""
+    def price(self, account: str, model: str) -> ModelPrice | None:
+        """Return the price of a model at an account, None if it is not known."""
         price = self._configured.get(model)
         if price is None and account in self._listed_for:
             spec = self._catalog.find(model)
             price = self._listed.get(spec.id) if spec is not None and spec.prices else None
-        return None if price is None else price.cost(usage, used)
+        return price
+
+    def is_priced(self, account: str, model: str) -> bool:
+        """Return whether the cost of a model at an account is known in US dollars."""
+        price = self.price(account, model)
+        return price is not None and price.currency in self._rates
+
+    def charge(
+        self,
+        account: str,
+        model: str,
+        usage: Usage,
+        used: Mapping[str, float] | None = None,
+        *,
+        flex: bool = False,
+    ) -> Charge | None:
+        """Return the cost of a request, None without a known price."""
+        price = self.price(account, model)
+        charge = None if price is None else price.charge(usage, used, flex=flex)
+        return None if charge is None else replace(charge, rate=self._rates.get(charge.currency))
+
+    def cost(
+        self, account: str, model: str, usage: Usage, used: Mapping[str, float] | None = None
+    ) -> float | None:
+        """Return the cost in US dollars, None without a known price or a rate for its currency."""
+        charge = self.charge(account, model, usage, used)
+        return None if charge is None else charge.cost

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from qproxy.ledger.prices import Pricing
+from qproxy.ledger.prices import Charge, Pricing
 from qproxy.ledger.units import UNITS
 from qproxy.telemetry.records import MAX_NAME_LENGTH, RequestRecord, format_counts, to_milliseconds
 from qproxy.wire import storable
@@ -25,6 +25,7 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
     story, usage = record.relay, record.relay.usage or Usage()
     prompt, completion = record.tokens()
     account, model = story.account or "", story.served_model or story.model
+    charge = charge_of(record, pricing)
     return {
         "id": record.id,
         "ended": round(ended, 3),
@@ -49,7 +50,12 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "reasoning_tokens": usage.reasoning_tokens,
         **{unit: story.units.get(unit, 0) for unit in UNITS},
         "estimated": int(record.is_estimated),
-        "cost": cost_of(record, pricing),
+        "cost": None if charge is None else charge.cost,
+        "full_cost": None if charge is None else charge.full_cost,
+        "amount": None if charge is None else charge.amount,
+        "currency": None if charge is None else charge.currency,
+        "tier": story.service_tier or None,
+        "fallback": story.fallback or None,
         "first_byte_ms": to_milliseconds(record.first_byte),
         "total_ms": to_milliseconds(record.seconds),
         "overhead_ms": to_milliseconds(record.overhead_seconds) if story.attempts else None,
@@ -60,14 +66,15 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
     }
 
 
-def cost_of(record: RequestRecord, pricing: Pricing) -> float | None:
-    """Return a request's cost in US dollars; None without a known price, or if it reached no account."""
+def charge_of(record: RequestRecord, pricing: Pricing) -> Charge | None:
+    """Return what a request costs; None without a known price, or if it reached no account."""
     story = record.relay
     if story.account is None:
         return None
     reported = story.usage is not None and not record.is_estimated
     usage = story.usage if reported and story.usage is not None else Usage(*record.tokens())
-    return pricing.cost(story.account, story.served_model or story.model, usage, story.units)
+    model, flex = story.served_model or story.model, story.service_tier == "flex"
+    return pricing.charge(story.account, model, usage, story.units, flex=flex)
 
 
 def storable_row(row: LedgerRow) -> LedgerRow:
@@ -98,4 +105,5 @@ def to_hourly_row(row: LedgerRow) -> LedgerRow | None:
         "cost": row["cost"] or 0.0,
         "unpriced": int(row["cost"] is None and any(row[name] for name in PRICED)),
         **{unit: row[unit] for unit in UNITS},
+        "saved": 0.0 if row["cost"] is None else float(row["full_cost"] or 0) - float(row["cost"]),
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from qproxy.ledger.units import UNITS
-from qproxy.limits.token_bucket import Amounts
+from qproxy.limits.token_bucket import REQUESTS, TOKENS, USD, Amounts
 
 GroupBy: TypeAlias = Literal["key", "account", "model"]
 RequestRow: TypeAlias = Mapping[str, Any]
@@ -41,6 +41,8 @@ class UsageRow:
     images: float = 0
     documents: float = 0
     searches: float = 0
+    saved: float = 0.0
+    """US dollars that the cache and the flex tier have saved, of the requests with a known price."""
 
     @property
     def units(self) -> dict[str, float]:
@@ -55,6 +57,11 @@ class UsageRow:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def amounts(self) -> Amounts:
+        """Return what budgets count."""
+        return {REQUESTS: self.requests, TOKENS: self.tokens, USD: self.cost}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class TimeSlot:
     cost: float = 0.0
     unpriced: int = 0
     """Requests without a known price, which `cost` does not include."""
+    saved: float = 0.0
 
     @property
     def ok(self) -> int:

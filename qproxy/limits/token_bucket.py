@@ -16,7 +16,7 @@ ROUNDING = 1e-6
 """Fraction of one unit: sums of fractions fall short of a whole by less, and no clock can wait for it."""
 Amounts: TypeAlias = Mapping[str, float]
 """Numbers by unit."""
-REQUESTS, TOKENS = "requests", "tokens"
+REQUESTS, TOKENS, USD = "requests", "tokens", "usd"
 
 
 @dataclass(frozen=True, slots=True)

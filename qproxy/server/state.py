@@ -154,6 +154,8 @@ class ServerState:
     listeners: tuple[Listener, ...]
     """Receive every finished request's record, after the metrics."""
     pricing: Pricing
+    unpriced_models: str
+    """Whether requests that cost an unknown amount are refused to keys with a budget in money."""
     ledger: UsageLedger | None
     redact: Callable[[str], str]
     """Hides the secrets of the settings, and what looks like one, in messages that are logged and stored."""

@@ -73,6 +73,8 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
         "Requests whose tokens are estimated, because the upstream did not report them"),
     MetricSpec("qproxy_cost_dollars_total", "counter", ("model",),
         "Estimated cost in US dollars of requests whose price is known"),
+    MetricSpec("qproxy_saved_dollars_total", "counter", ("model",),
+        "Dollars that reads of the cache and the flex tier have saved, of requests that cost less by them"),
     MetricSpec("qproxy_key_cost_dollars_total", "counter", ("key",), "The same by client key"),
     MetricSpec("qproxy_unpriced_requests_total", "counter", ("model",),
         "Requests to accounts without a known price, whose cost is missing"),
@@ -118,7 +120,8 @@ READ_METRICS: tuple[MetricSpec, ...] = (
         "Open sockets to upstreams, busy or idle; busy ones beyond the requests in flight are leaks"),
     MetricSpec("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
     MetricSpec("qproxy_key_budget_remaining", "gauge", ("key", "window", "unit"),
-        "Requests or tokens that a key's budget has left; absent while the ledger cannot be read", merge=min),
+        "Requests, tokens or US dollars (usd) that a key's budget has left; absent while the ledger cannot "
+        "be read", merge=min),
     MetricSpec("qproxy_build_info", "gauge", ("version", "python"),
         "1, with the versions of qproxy and Python", merge=max),
     MetricSpec("qproxy_stored_responses_total", "counter", ("what",),
@@ -195,8 +198,11 @@ class Metrics:
             found.append((row.name.removesuffix("_total"), row.help, row.kind, samples))
         return found
 
-    def record(self, record: RequestRecord, cost: float | None = None) -> None:
-        """Count a finished request with its cost in US dollars, None if it is not known."""
+    def record(
+        self, record: RequestRecord, cost: float | None = None, full_cost: float | None = None
+    ) -> None:
+        """Count a finished request with its cost in US dollars, and the cost without cache and flex; None if
+        they are not known."""
         story, child, key = record.relay, self.child, record.key or ""
         model = self._model_label(record)
         child("qproxy_requests_total", record.endpoint, model, str(record.status), record.outcome).inc()
@@ -210,6 +216,8 @@ class Metrics:
         if cost is not None:
             child("qproxy_cost_dollars_total", model).inc(cost)
             child("qproxy_key_cost_dollars_total", key).inc(cost)
+            if full_cost is not None and full_cost > cost:
+                child("qproxy_saved_dollars_total", model).inc(full_cost - cost)
         elif story.account is not None and (any(counts) or story.units):
             child("qproxy_unpriced_requests_total", model).inc()
         if story.attempts:

@@ -91,6 +91,8 @@ class RelayRecord:
     """Which retired model another one stands for."""
     fallback: str = ""
     """Why a fallback model serves the request (`config.fallbacks.CAUSES`); "" if its own does."""
+    service_tier: str = ""
+    """The tier that served the request: "flex", or "" for the usual one."""
     permits_model: Callable[[str], bool] | None = field(default=None, repr=False)
     """Whether the client may use a model; None permits no fallback."""
     repairs: Counter[str] = field(default_factory=Counter)
@@ -262,6 +264,7 @@ class RequestRecord:
             if record.served_model not in ("", record.model)
             else None,
             "fallback": record.fallback or None,
+            "tier": record.service_tier or None,
             "account": record.account,
             "stream": self.stream,
             "finish_reason": self.finish_reason,

@@ -507,7 +507,7 @@ class FakeLedger:
             rows = [row for row in self._since(window.start(now)) if row["key"] == key]
             total = _sum(key, name, rows)
             oldest = min((row["ended"] for row in rows), default=now) if window.rolling else now
-            used = {"requests": total.requests, "tokens": total.tokens} if rows else {}
+            used = total.amounts if rows else {}
             usage[name] = WindowUsage(window.start(now), used, window.end(oldest))
         return usage
 
@@ -557,7 +557,8 @@ def _sum(name: str, window: str, rows: Sequence[dict[str, Any]]) -> UsageRow:
         sum(row["completion_tokens"] for row in rows),
         sum(row["cost"] or 0.0 for row in rows),
         sum(row["cost"] is None and any(row[name] for name in PRICED) for row in rows),
-        *(sum(row[unit] for row in rows) for unit in UNITS),
+        **{unit: sum(row[unit] for row in rows) for unit in UNITS},
+        saved=sum((row["full_cost"] or 0.0) - (row["cost"] or 0.0) for row in rows),
     )
 
 

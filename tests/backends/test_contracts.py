@@ -283,6 +283,19 @@ async def test_a_budget_counts_requests_in_flight(usage_limiter, autojump_clock)
         await usage_limiter.reserve(limited, REQUEST)
 
 
+async def test_a_budget_in_money(usage_limiter, autojump_clock):
+    """Dollars are reserved by the estimate, and settled by what the request has cost."""
+    limited = key(budgets=(Quota("month", usd=0.02),))
+    first = await usage_limiter.reserve(limited, {"requests": 1, "tokens": 5, "usd": 0.02})
+    with pytest.raises(RequestError):
+        await usage_limiter.reserve(limited, {"requests": 1, "tokens": 5, "usd": 0.001})
+    first.settle({"tokens": 5, "usd": 0.0125}, attempted=True, answered=True)
+    second = await usage_limiter.reserve(limited, {"requests": 1, "tokens": 5, "usd": 0.001})
+    second.settle({"tokens": 5, "usd": 0.0075}, attempted=True, answered=True)
+    with pytest.raises(RequestError):
+        await usage_limiter.reserve(limited, {"requests": 1, "tokens": 5, "usd": 0.001})
+
+
 async def test_a_rejected_request_uses_no_budget(usage_limiter, autojump_clock):
     """A request that the rate limit rejects uses nothing of the budget."""
     limited = key(rpm=1, budgets=(Quota("day", requests=2),))
@@ -792,7 +805,12 @@ async def test_usage_of_a_key_by_window(ledger, clock):
     began = clock.now
     write(ledger, clock)
     usage = await ledger.key_usage("bob", {"5h", "month"}, clock.now + 1)
-    assert usage["5h"].used == usage["month"].used == {"requests": 2, "tokens": 242}
+    for window in ("5h", "month"):
+        assert {**usage[window].used, "usd": 0} == {"requests": 2, "tokens": 242, "usd": 0}
+    assert (
+        usage["month"].used["usd"]
+        == (await ledger.usage_by("key", ("month",), clock.now + 1))["month"][0].cost
+    )
     assert usage["5h"].resets_at == pytest.approx(began + 5 * 3600, abs=1)
     assert usage["5h"].start == pytest.approx(clock.now + 1 - 5 * 3600)
     assert (await ledger.key_usage("carl", {"month"}, clock.now))["month"].used == {}

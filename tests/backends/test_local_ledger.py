@@ -80,6 +80,9 @@ def test_a_row_has_the_fields_of_its_record(path, open_file):
         "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5,
         "characters": 0.0, "seconds": 0.0, "images": 0.0, "documents": 0.0, "searches": 0.0, "estimated": 0,
         "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),
+        "full_cost": pytest.approx((100 * 0.4 + 21 * 1.6) / 1e6),
+        "amount": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6), "currency": "USD",
+        "tier": None, "fallback": None,
         "first_byte_ms": 400.0, "total_ms": 1500.0, "overhead_ms": 100.0,
         "rules": "merge_system_messages,reasoning_effort", "repairs": "closer_missing:2",
         "tools": "clock:1,clock!:1",
@@ -163,8 +166,9 @@ def test_sums(path, open_file, window):
     connection = open_file()
     cost = (60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6
     (model,) = usage_by(connection, "model", window, NOON + 60)
-    assert replace(model, cost=0.0) == UsageRow("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
+    assert replace(model, cost=0.0, saved=0.0) == UsageRow("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
     assert model.cost == pytest.approx(2 * cost)
+    assert model.saved == pytest.approx(2 * 40 * (0.4 - 0.08) / 1e6)
     assert [use.name for use in usage_by(connection, "account", window, NOON + 60)] == ["one", "two"]
     assert usage_by(connection, "account", window, NOON + 60, only="two")[0].unpriced == 1
     assert usage_by(connection, "key", window, NOON + 60, only="nobody") == []

@@ -154,3 +154,28 @@ def test_the_catalog_is_documented_and_ordered():
         bounds = [tier.max_prompt_tokens for tier in price.tiers]
         assert bounds == sorted(set(bounds))
         assert bounds[-1] == float("inf")
+
+
+def test_what_cache_and_flex_save():
+    """The full cost has neither; a flex request has half of it and no cache, or an unknown cost without a
+    share."""
+    price = ModelPrice((PriceTier(2.0, 4.0, 0.5),), {"flex_share": 0.5})
+    usage = Usage(1_000_000, 500_000, 0, {"cached_tokens": 400_000})
+    usual, flex = price.charge(usage), price.charge(usage, flex=True)
+    assert usual is not None
+    assert flex is not None
+    assert usual.full_amount == 4.0
+    assert usual.amount == pytest.approx(0.6 * 2 + 0.4 * 0.5 + 2.0)
+    assert (flex.full_amount, flex.amount) == (4.0, 2.0)
+    assert ModelPrice((PriceTier(2.0, 4.0),)).charge(usage, flex=True) is None
+
+
+def test_prices_in_other_currencies():
+    """An amount keeps its currency, and is a cost in US dollars only with a rate."""
+    own = {"m": ModelPrice((PriceTier(10.0, 10.0),), currency="CNY")}
+    charge = Pricing(own, rates={"CNY": 0.14}).charge("one", "m", Usage(1_000_000))
+    assert charge is not None
+    assert (charge.amount, charge.currency) == (10.0, "CNY")
+    assert charge.cost == pytest.approx(1.4)
+    assert Pricing(own).cost("one", "m", Usage(1_000_000)) is None
+    assert not Pricing(own).is_priced("one", "m")

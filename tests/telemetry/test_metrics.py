@@ -99,7 +99,7 @@ def _labels(metrics, name):
 def test_every_metric_is_exported():
     """A registry with samples of every metric exports every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
-    metrics.record(record(), 0.5)
+    metrics.record(record(), 0.5, 0.75)
     spoken = record(responses=[ResponseTokens(TokenEstimate(50, 0.25))])
     spoken.relay.units["characters"] = 12
     metrics.record(spoken)

@@ -118,10 +118,11 @@ _INSERT = (
 _ADD_TO_HOUR = f"""
     INSERT INTO hours VALUES
         (:hour, :key, :account, :model, 1, :failed, :prompt_tokens, :completion_tokens, :cost, :unpriced,
-        {sums(":{unit}")})
+        {sums(":{unit}")}, :saved)
     ON CONFLICT DO UPDATE SET {sums("{unit} = {unit} + excluded.{unit}")},
-        requests = requests + 1, failed = failed + excluded.failed, cost = cost + excluded.cost,
-        prompt_tokens = prompt_tokens + excluded.prompt_tokens, unpriced = unpriced + excluded.unpriced,
+        saved = saved + excluded.saved, requests = requests + 1, failed = failed + excluded.failed,
+        cost = cost + excluded.cost, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+        unpriced = unpriced + excluded.unpriced,
         completion_tokens = completion_tokens + excluded.completion_tokens
 """
 

@@ -18,12 +18,13 @@ from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.units import UNITS, has_usage, sums
 
 _KEY = "hour, key, account, model"
-_SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "cost", "unpriced", *UNITS)
+_SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "cost", "unpriced", *UNITS, "saved")
 _BY_HOUR = f"""
     SELECT cast(ended / 3600 AS INTEGER) * 3600 AS hour, key, account, served_model AS model,
         count(*) AS requests, sum(outcome != 'ok') AS failed, sum(prompt_tokens) AS prompt_tokens,
         sum(completion_tokens) AS completion_tokens, total(cost) AS cost,
-        sum(cost IS NULL AND {has_usage()}) AS unpriced, {sums("sum({unit}) AS {unit}")}
+        sum(cost IS NULL AND {has_usage()}) AS unpriced, {sums("sum({unit}) AS {unit}")},
+        total(full_cost - cost) AS saved
     FROM {{source}}.requests WHERE account != '' GROUP BY 1, 2, 3, 4
 """
 _ADD = f"""

@@ -17,7 +17,6 @@ from typing import Any
 from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.units import has_usage, sums
 from qproxy.ledger.usage import FILTERS, GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
-from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.limits.windows import WINDOWS, UsageWindow
 
 PAGE_TIMEOUT = 1.5
@@ -29,12 +28,12 @@ _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": (
 """The columns of `hours` and of `requests` by which usage is summed."""
 _OF_HOURS = f"""
     SELECT {{by}}, sum(requests), sum(failed), sum(prompt_tokens), sum(completion_tokens), sum(cost),
-        sum(unpriced), {sums("sum({unit})")}
+        sum(unpriced), {sums("sum({unit})")}, sum(saved)
     FROM hours WHERE hour >= ? {{only}} GROUP BY {{by}}
 """
 _OF_REQUESTS = f"""
     SELECT {{by}}, count(*), sum(outcome != 'ok'), sum(prompt_tokens), sum(completion_tokens), total(cost),
-        sum(cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
+        sum(cost IS NULL AND {has_usage()}), {sums("sum({unit})")}, total(full_cost - cost)
     FROM requests WHERE ended >= ? AND account != '' {{only}} GROUP BY {{by}}
 """
 
@@ -84,7 +83,7 @@ def key_usage(
     for name in windows:
         window = WINDOWS[name]
         rows = usage_by(connection, "key", name, now, only=key)
-        used = {REQUESTS: rows[0].requests, TOKENS: rows[0].tokens} if rows else {}
+        used = rows[0].amounts if rows else {}
         oldest = oldest_request(connection, key, window, now) if window.rolling else None
         usage[name] = WindowUsage(window.start(now), used, window.end(now if oldest is None else oldest))
     return usage
@@ -103,7 +102,7 @@ _SUMS = f"""
     SELECT min(?, cast((ended - ?) / ? AS INTEGER)) AS slot, count(*),
         sum(outcome NOT IN ('ok', 'client_disconnected')), sum(outcome = 'client_disconnected'),
         sum(prompt_tokens), sum(completion_tokens), total(cost),
-        sum(cost IS NULL AND {has_usage()})
+        sum(cost IS NULL AND {has_usage()}), total(full_cost - cost)
     FROM requests WHERE ended >= ? AND ended < ? GROUP BY slot
 """
 

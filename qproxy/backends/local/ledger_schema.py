@@ -155,6 +155,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
     """,
     ),
+    (
+        "ALTER TABLE requests ADD COLUMN full_cost REAL",  # dollars, without cache and flex
+        "ALTER TABLE requests ADD COLUMN amount REAL",  # what it costs in the currency of its price
+        "ALTER TABLE requests ADD COLUMN currency TEXT",
+        "ALTER TABLE requests ADD COLUMN tier TEXT",  # flex; NULL for the usual one
+        "ALTER TABLE requests ADD COLUMN fallback TEXT",  # why served_model is a fallback
+        "ALTER TABLE hours ADD COLUMN saved REAL NOT NULL DEFAULT 0",  # full_cost without cost
+    ),
 )
 
 

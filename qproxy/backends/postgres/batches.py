@@ -35,22 +35,24 @@ _INSERT = f"""
         INSERT INTO requests ({_NAMES}) SELECT {_NAMES} FROM batch
         WHERE NOT EXISTS (SELECT FROM requests known WHERE known.id = batch.id)
         ON CONFLICT (id, ended) DO NOTHING
-        RETURNING ended, key, account, served_model, outcome, prompt_tokens, completion_tokens, cost, {_UNITS}
+        RETURNING ended, key, account, served_model, outcome, prompt_tokens, completion_tokens, cost,
+            full_cost, {_UNITS}
     )
     INSERT INTO hours AS known
         (hour, key, account, model, requests, failed, prompt_tokens, completion_tokens, cost, unpriced,
-        {_UNITS})
+        {_UNITS}, saved)
     SELECT floor(ended / {HOUR})::bigint * {HOUR}, key, account, served_model, count(*),
         count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens), sum(completion_tokens),
         coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")},
+        coalesce(sum(full_cost - cost), 0)
     FROM fresh WHERE account <> '' GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (hour, key, account, model) DO UPDATE SET
         requests = known.requests + excluded.requests, failed = known.failed + excluded.failed,
         prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
         completion_tokens = known.completion_tokens + excluded.completion_tokens,
         cost = known.cost + excluded.cost, unpriced = known.unpriced + excluded.unpriced,
-        {sums("{unit} = known.{unit} + excluded.{unit}")}
+        {sums("{unit} = known.{unit} + excluded.{unit}")}, saved = known.saved + excluded.saved
 """
 
 

@@ -15,7 +15,6 @@ from psycopg.rows import dict_row
 from qproxy.backends.postgres.connection import Connection
 from qproxy.ledger.units import has_usage, sums
 from qproxy.ledger.usage import FILTERS, GroupBy, History, LatencySlot, TimeSlot, UsageRow, WindowUsage
-from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.limits.windows import WINDOWS
 
 SAMPLE = 100_000
@@ -24,13 +23,14 @@ _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": (
 """The columns of `hours` and of `requests` by which usage is summed."""
 _OF_HOURS = f"""
     SELECT {{by}}, sum(requests)::bigint, sum(failed)::bigint, sum(prompt_tokens)::bigint,
-        sum(completion_tokens)::bigint, sum(cost), sum(unpriced)::bigint, {sums("sum({unit})")}
+        sum(completion_tokens)::bigint, sum(cost), sum(unpriced)::bigint, {sums("sum({unit})")}, sum(saved)
     FROM hours WHERE hour >= %s {{only}} GROUP BY {{by}}
 """
 _OF_REQUESTS = f"""
     SELECT {{by}}, count(*), count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint,
         sum(completion_tokens)::bigint, coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")}
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), {sums("sum({unit})")},
+        coalesce(sum(full_cost - cost), 0)
     FROM requests WHERE ended >= %s AND account <> '' {{only}} GROUP BY {{by}}
 """
 
@@ -67,7 +67,7 @@ def key_usage(
     for name in windows:
         window = WINDOWS[name]
         rows = usage_by(connection, "key", name, now, only=key)
-        used = {REQUESTS: rows[0].requests, TOKENS: rows[0].tokens} if rows else {}
+        used = rows[0].amounts if rows else {}
         oldest = _oldest_request(connection, key, window.start(now)) if window.rolling else None
         usage[name] = WindowUsage(window.start(now), used, window.end(now if oldest is None else oldest))
     return usage
@@ -85,7 +85,7 @@ _SUMS = f"""
         count(*) FILTER (WHERE outcome NOT IN ('ok', 'client_disconnected')),
         count(*) FILTER (WHERE outcome = 'client_disconnected'),
         sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, coalesce(sum(cost), 0),
-        count(*) FILTER (WHERE cost IS NULL AND {has_usage()})
+        count(*) FILTER (WHERE cost IS NULL AND {has_usage()}), coalesce(sum(full_cost - cost), 0)
     FROM requests WHERE ended >= %s AND ended < %s GROUP BY slot
 """
 _LATENCIES = """

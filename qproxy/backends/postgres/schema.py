@@ -28,7 +28,8 @@ COLUMNS = {
     "message": TEXT, "finish_reason": TEXT, "attempts": INTEGER, "rounds": INTEGER, "failures": TEXT,
     "causes": TEXT, "prompt_tokens": INTEGER, "completion_tokens": INTEGER, "cached_tokens": INTEGER,
     "reasoning_tokens": INTEGER, "characters": REAL, "seconds": REAL, "images": REAL,
-    "documents": REAL, "searches": REAL, "estimated": INTEGER, "cost": REAL, "first_byte_ms": REAL,
+    "documents": REAL, "searches": REAL, "estimated": INTEGER, "cost": REAL, "full_cost": REAL,
+    "amount": REAL, "currency": TEXT, "tier": TEXT, "fallback": TEXT, "first_byte_ms": REAL,
     "total_ms": REAL, "overhead_ms": REAL, "rules": TEXT, "repairs": TEXT, "tools": TEXT,
     "upstream_request_id": TEXT,
 }  # fmt: skip
@@ -121,6 +122,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             sum(images) AS images, sum(documents) AS documents, sum(searches) AS searches
         FROM hours GROUP BY 1, key, account, model ORDER BY 1 DESC
     """,
+    ),
+    (
+        # requests: dollars without cache and flex; the cost in the currency of its price; the tier; why
+        # served_model is a fallback. hours: full_cost without cost
+        *(
+            f"ALTER TABLE requests ADD COLUMN {name} {kind}"
+            for name, kind in (
+                ("full_cost", "double precision"),
+                ("amount", "double precision"),
+                ("currency", "text"),
+                ("tier", "text"),
+                ("fallback", "text"),
+            )
+        ),
+        "ALTER TABLE hours ADD COLUMN saved double precision NOT NULL DEFAULT 0",
     ),
 )
 

@@ -37,6 +37,12 @@ class TelemetrySettings:
         "file of the requests that the ledger's database has not taken yet; default ledger-spool.sqlite3 in "
         "the data directory",
     )
+    exchange_rates: dict[str, float] = setting(
+        {}, "US dollars for one unit of other currencies of prices, such as `CNY=0.14`"
+    )
+    unpriced_models: Literal["refuse", "allow"] = setting(
+        "refuse", "requests for models without a known price by keys with a budget in money"
+    )
     ledger_timeout: float = setting(
         3.0, "maximum seconds to connect to the ledger's database, and for a statement there"
     )

@@ -173,3 +173,5 @@ def _bars(key: ApiKey, budget: Quota, uses: Mapping[str, Mapping[str, UsageRow]]
         yield charts.usage_bars(label, use.requests, budget.requests, formatting.format_number, "requests")
     if budget.tokens is not None:
         yield charts.usage_bars(label, use.tokens, budget.tokens, formatting.format_number, "tokens")
+    if budget.usd is not None:
+        yield charts.usage_bars(label, use.cost, budget.usd, formatting.format_money, "US dollars")

@@ -159,6 +159,9 @@ def _totals(slots: list[TimeSlot], whole: LatencySlot) -> dict[str, Any]:
         "cost": formatting.format_cost(
             sum(slot.cost for slot in slots), sum(slot.unpriced for slot in slots)
         ),
+        "saved": formatting.format_money(sum(slot.saved for slot in slots))
+        if any(slot.saved for slot in slots)
+        else "",
         "first_byte": whole.first_byte[0] if whole.first_byte else None,
     }
 

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.auth.status import AccountStatus
 from qproxy.ledger import LedgerError
-from qproxy.ledger.rows import cost_of
-from qproxy.limits.token_bucket import REQUESTS, TOKENS
+from qproxy.ledger.rows import charge_of
 from qproxy.server import health
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.replicas import SharedStateStatistics
@@ -82,7 +81,9 @@ class MetricsRoutes:
     def record(self, record: RequestRecord) -> None:
         """Count a finished request, unless it is the dashboard's own."""
         if not record.endpoint.startswith(DASHBOARD):
-            self._metrics.record(record, cost_of(record, self._server.state.pricing))
+            charge = charge_of(record, self._server.state.pricing)
+            full = None if charge is None else charge.full_cost
+            self._metrics.record(record, None if charge is None else charge.cost, full)
 
     def answer(self) -> bytes:
         """Return this process's metrics for another worker."""
@@ -144,11 +145,7 @@ class MetricsRoutes:
             rows = await ledger.usage_by("key", windows, now)
         except LedgerError:
             return []
-        used = {
-            (row.name, window): {REQUESTS: row.requests, TOKENS: row.tokens}
-            for window, found in rows.items()
-            for row in found
-        }
+        used = {(row.name, window): row.amounts for window, found in rows.items() for row in found}
         return [
             (
                 (key.label, budget.window, unit),
