@@ -158,7 +158,7 @@ def test_counts_are_cached():
     assert counter.count(text) == counter.count("word " * 100) == count_text(text)
     assert len(counter._counts) == 1
     for number in range(token_estimate.MAX_CACHED_TEXTS + 10):
-        counter.count(f"{number} {text}")
+        counter.count(f"{number} " + "x" * token_estimate.MIN_CACHED_CHARACTERS)
     assert len(counter._counts) == token_estimate.MAX_CACHED_TEXTS
     assert all(len(key) == 16 for key in counter._counts)
     assert counter.count("short") == 1
