@@ -30,22 +30,23 @@ class DeferredSealer(Sealer):
         return self._open().unseal(value)
 
 
-def open_text_sealer(config: Config) -> Sealer:
-    """Return what seals compaction items: with the keys of shared state, of a file, or of this process.
+def open_text_sealer(config: Config, prefix: str = COMPACTION_PREFIX) -> Sealer:
+    """Return what seals texts of one purpose, which the prefix names.
 
-    Raises ConfigError for a file without keys.
+    Its keys are those of shared state, of a file, or of this process. Raises ConfigError for a file
+    without keys.
     """
     file = config.shared_state_key_file or config.compaction_key_file
     if file is not None and not Path(file).expanduser().exists():
-        return DeferredSealer(partial(_open, config))
-    return _open(config)
+        return DeferredSealer(partial(_open, config, prefix))
+    return _open(config, prefix)
 
 
-def _open(config: Config) -> TextSealer:
+def _open(config: Config, prefix: str) -> TextSealer:
     file = config.shared_state_key_file or config.compaction_key_file
     name = "shared_state_key_file" if config.shared_state_key_file else "compaction_key_file"
     if file is None:
-        return TextSealer(seal_keys.parse(seal_keys.generate()), COMPACTION_PREFIX)
+        return TextSealer(seal_keys.parse(seal_keys.generate()), prefix)
     try:
         keys = seal_keys.read_or_create(Path(file).expanduser())
     except ValueError as error:
@@ -53,4 +54,4 @@ def _open(config: Config) -> TextSealer:
     except OSError as error:
         log.warning("%s: %s (%s): compaction items are lost at a restart", name, file, error.strerror)
         keys = seal_keys.parse(seal_keys.generate())
-    return TextSealer(keys, COMPACTION_PREFIX)
+    return TextSealer(keys, prefix)

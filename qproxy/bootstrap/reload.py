@@ -84,7 +84,9 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         tool_runtime = build_tool_runtime(config, rounds=previous.tool_runtime.rounds)
     return replace(
         previous,
-        authentication=state.build_authentication(config, accounts, api_keys, catalog),
+        authentication=state.build_authentication(
+            config, accounts, api_keys, catalog, previous.authentication.client_secrets
+        ),
         root_path=config.root_path,
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=state.build_trusted_proxies(config),

@@ -57,6 +57,8 @@ from qproxy.transport import ConnectFunction, UpstreamTransport
 from qproxy.wire.dialects import request_rules
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint
 from qproxy.wire.models import ModelCatalog
+from qproxy.wire.realtime import client_secret
+from qproxy.wire.sealing import Sealer
 from qproxy.wire.token_ratios import TokenRatios
 from qproxy.wire.tool_calls import ModelProfile
 
@@ -102,7 +104,9 @@ def build_state(
         background.append(pool.run_sync)
     return ServerState(
         http_limits=limits.http_server_limits(config),
-        authentication=build_authentication(config, accounts, backends.api_keys, catalog),
+        authentication=build_authentication(
+            config, accounts, backends.api_keys, catalog, open_text_sealer(config, client_secret.PREFIX)
+        ),
         root_path=config.root_path,
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=build_trusted_proxies(config),
@@ -174,11 +178,16 @@ def build_account_pool(
 
 
 def build_authentication(
-    config: Config, accounts: Sequence[Account], api_keys: ApiKeyStore, catalog: ModelCatalog
+    config: Config,
+    accounts: Sequence[Account],
+    api_keys: ApiKeyStore,
+    catalog: ModelCatalog,
+    client_secrets: Sealer,
 ) -> Authentication:
     """Return the checks of keys and host names."""
     return Authentication(
         api_keys=api_keys,
+        client_secrets=client_secrets,
         admin_key=config.admin_key,
         hosts=HostPolicy(allowed_hosts=tuple(config.allowed_hosts), insecure_no_auth=config.insecure_no_auth),
         aliases=build_aliases(config, accounts, catalog),

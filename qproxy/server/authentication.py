@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hmac
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from qproxy.server.host_policy import HostPolicy, ReadableHeaders, require_local
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import AuthenticationError, InvalidKeyError, RequestError
 from qproxy.wire.model_aliases import ModelAliases
+from qproxy.wire.realtime import client_secret
+from qproxy.wire.realtime.client_secret import ClientSecret
+from qproxy.wire.sealing import Sealer
 
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
@@ -39,6 +43,8 @@ class Authentication:
     """Checks the keys of requests."""
 
     api_keys: ApiKeyStore
+    client_secrets: Sealer
+    """Seals the secrets that open realtime sessions in place of an API key."""
     admin_key: str | None = field(repr=False)
     hosts: HostPolicy
     aliases: ModelAliases
@@ -60,7 +66,26 @@ class Authentication:
                 "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer "
                 "KEY'."
             )
-        return self.api_keys.authenticate(key)
+        secret = self.client_secret(headers, scope)
+        return self.api_keys.authenticate(key) if secret is None else self._key_of(secret)
+
+    def client_secret(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> ClientSecret | None:
+        """Return the client secret of a realtime session, None for a request without one. Raises
+        AuthenticationError for one that has ended."""
+        if scope.get("type") != "websocket" or not scope["path"].endswith("/realtime"):
+            return None
+        key = api_key_from(headers)
+        if not key.startswith(client_secret.PREFIX):
+            return None
+        return client_secret.unseal(key, self.client_secrets, time.time())
+
+    def _key_of(self, secret: ClientSecret) -> ApiKey:
+        """Return the API key that made a client secret. Raises AuthenticationError unless it is active."""
+        now = time.time()
+        for key in self.api_keys.list_keys():
+            if key.digest == secret.digest and key.status(now) == "active":
+                return key
+        raise AuthenticationError("The API key that created this client secret is not active anymore.")
 
     def require_admin(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
         """Raise RequestError unless the operator sends the request."""

@@ -19,6 +19,7 @@ from qproxy.wire import json_codec
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import RequestError
 from qproxy.wire.model_aliases import ModelAliases
+from qproxy.wire.sealing import TextSealer
 from tests.helpers import HELLO, h1, h2c, world
 
 LOOPBACK = {"server": ("127.0.0.1", 8787)}
@@ -30,6 +31,7 @@ JSON = [("content-type", "application/json")]
 def authentication(*, api_keys=(), admin_key=None, allowed_hosts=(), insecure_no_auth=False):
     return Authentication(
         api_keys=StaticApiKeys(keys_from_settings(list(api_keys))),
+        client_secrets=TextSealer([bytes(32)], "ek_"),
         admin_key=admin_key,
         hosts=HostPolicy(allowed_hosts=allowed_hosts, insecure_no_auth=insecure_no_auth),
         aliases=ModelAliases({}),

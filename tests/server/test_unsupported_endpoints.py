@@ -45,7 +45,7 @@ PLANNED = {
     "/batches", "/batches/{}",
     "/batches/{}/cancel", "/chat/completions/{}", "/chat/completions/{}/messages", "/files",
     "/files/{}", "/files/{}/content",
-    "/realtime/client_secrets", "/responses/compact", "/responses/input_tokens", "/uploads",
+    "/responses/compact", "/responses/input_tokens", "/uploads",
     "/uploads/{}/cancel", "/uploads/{}/complete", "/uploads/{}/parts",
 }  # fmt: skip
 """Paths that this server is to serve next."""

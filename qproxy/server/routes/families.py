@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qproxy.server.routes.client_secrets import ClientSecretRoutes
 from qproxy.server.routes.decisions import DecisionRoutes
 from qproxy.server.routes.images import ImageRoutes
 from qproxy.server.routes.moderation import ModerationRoutes
@@ -16,6 +17,7 @@ from qproxy.server.routes.transcription import TranscriptionRoutes
 from qproxy.server.state import RouteGroup, StateHolder
 
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
+    ClientSecretRoutes,
     DecisionRoutes,
     ImageRoutes,
     ModerationRoutes,

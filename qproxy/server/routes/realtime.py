@@ -22,8 +22,10 @@ from qproxy.server.http_response import HTTPResponse
 from qproxy.server.request_body import websocket_required
 from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import extend_usage, reserve_usage
+from qproxy.wire import json_codec
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.events import JSON
 from qproxy.wire.realtime import SessionTranslator
 from qproxy.wire.token_ratios import PromptSize
 
@@ -36,9 +38,16 @@ MAX_REASON = 120
 
 
 class _Client:
-    """The client's WebSocket, through Quart."""
+    """The client's WebSocket, through Quart; the settings of its client secret are its first event."""
+
+    def __init__(self, session: dict[str, JSON] | None) -> None:
+        update = {"type": "session.update", "session": session}
+        self._first = json_codec.dumps(update).decode() if session else None
 
     async def receive(self) -> str | bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         request_context.allow_receive()
         message: str | bytes = await websocket.receive()
         return message
@@ -66,7 +75,9 @@ class RealtimeRoutes:
         bounds = state.realtime.bounds
         in_flight = state.in_flight.add(stack, bounds.timeout, "realtime_timeout")
         with in_flight.deadline_scope():
-            model = websocket.args.get("model") or state.default_model
+            secret = state.authentication.client_secret(request_context.headers(), request_context.scope())
+            given = {} if secret is None else secret.session
+            model = _model(given.get("model")) or state.default_model
             if not model:
                 raise RequestError("you must provide a model parameter", param="model")
             await reserve_usage(state, model, PromptSize(0))
@@ -86,7 +97,7 @@ class RealtimeRoutes:
         async def pays(minutes: int) -> None:
             await extend_usage(translation.usage.tokens, minutes)
 
-        session = RealtimeSession(_Client(), server, translation, bounds, pays=pays)
+        session = RealtimeSession(_Client(given), server, translation, bounds, pays=pays)
         offered = websocket.requested_subprotocols
         await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
         record.status, record.stream, record.first_byte, record.outcome = (
@@ -102,6 +113,15 @@ class RealtimeRoutes:
         except QproxyError as error:
             ending = end_for_error(error)
         await _close_code(session, ending)
+
+
+def _model(given: str | None) -> str | None:
+    """Return the model of a session; a client secret for a model is for no other."""
+    named = websocket.args.get("model")
+    if given and named and named != given:
+        message = f"The client secret is for the model {given[:200]!r}."
+        raise RequestError(message, status=403, type="permission_error", param="model")
+    return named or given
 
 
 def _wants_beta() -> bool:
