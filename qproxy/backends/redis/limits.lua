@@ -7,7 +7,7 @@
 -- Reply: granted (1 or 0), now, for each unit: granted, level; for each budget: used, held, when it resets
 --
 -- Fields: at (time of the last exchange), l:UNIT (level), h:UNIT (held by all), n:PROCESS (number of its last
--- exchange and what that granted), p:PROCESS (end of its lease and what it holds), next (when a lease may end),
+-- exchange and what that granted), p:PROCESS (end of its lease and what it holds), next (when a lease may end first),
 -- i:WINDOW (which one is counted), u:WINDOW:UNIT (used in it), s:SLOT:UNIT (used in five minutes, for 5h)
 local LEASE, KEPT, ROUNDING = 30, 86400, 1e-6
 local key, A = KEYS[1], ARGV
@@ -70,7 +70,7 @@ end
 local mine = amounts(fields['p:' .. process])
 for _, u in ipairs(units) do u.all = stored('h:' .. u.name, 0) + u.held - (mine[u.name] or 0) end
 if now >= stored('next', 0) then
-  local all = redis.call('HGETALL', key)
+  local all, following = redis.call('HGETALL', key), now + LEASE
   for n = 1, #all, 2 do
     local other = string.match(all[n], '^p:(.+)$')
     if other and other ~= process then
@@ -81,10 +81,10 @@ if now >= stored('next', 0) then
         end
         if ends <= now - KEPT then redis.call('HDEL', key, all[n], 'n:' .. other)
         else put(all[n], string.format('%.15g', ends)) end
-      end
+      else following = math.min(following, ends) end
     end
   end
-  put('next', now + LEASE)
+  put('next', following)
 end
 
 -- Budgets: which window it is, what was used in it.
