@@ -24,12 +24,16 @@ def secret_values(record: Any) -> Iterator[str]:
 
 
 def url_secrets(url: str) -> Iterator[str]:
-    """Yield the secrets of a setting that may be a URL: itself and its password. A path has none."""
+    """Yield the secrets of a setting that may be a URL: its password, and itself if it has a login.
+
+    A path has none, and an address alone is what errors name.
+    """
     if "://" not in url:
         return
-    yield url
     parts = urlsplit(url)
     login, _, _ = parts.netloc.rpartition("@")
     passwords = [login.partition(":")[2], *re.findall(r"(?:^|&)password=([^&]++)", parts.query)]
+    if login or any(passwords):
+        yield url
     for password in filter(None, passwords):
         yield from {password, unquote(password)}

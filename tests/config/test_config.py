@@ -236,6 +236,14 @@ def test_repr_hides_secrets():
     assert "s3cret" not in repr(config)
 
 
+def test_an_address_without_a_login_is_no_secret():
+    """What a log says of a server without a password names it; a URL with a login is hidden whole."""
+    assert Config(shared_state="redis://valkey:6379").secrets() == set()
+    for url in ("redis://u:s%33cret@valkey", "redis://u@valkey?password=s%33cret"):
+        assert Config(shared_state=url).secrets() == {url, "s%33cret", "s3cret"}
+    assert Config(shared_state="redis://user@valkey").secrets() == {"redis://user@valkey"}
+
+
 def test_rows_of_models(tmp_path):
     """`models` is a list of names, or an array of tables with facts about some of them."""
     file = tmp_path / "qproxy.toml"
