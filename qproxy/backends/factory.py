@@ -33,7 +33,7 @@ from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
-from qproxy.backends.stores import open_reasoning, open_stores, open_tool_rounds, store_opener
+from qproxy.backends.stores import open_files, open_reasoning, open_stores, open_tool_rounds, store_opener
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.secret_files import read_secret
@@ -42,6 +42,7 @@ from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.conversation_store import ConversationStore
+from qproxy.server.file_store import FileStore
 from qproxy.server.replicas import SharedStateMonitor
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
@@ -83,6 +84,7 @@ class Backends:
     response_runs: ResponseRunStore | None
     open_stores: Callable[[Config], ResponseStores] = store_opener(None)
     """Opens these three for changed settings."""
+    files: FileStore
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
@@ -155,6 +157,7 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         responses=stores.responses,
         conversations=stores.conversations,
         response_runs=stores.response_runs,
+        files=open_files(config),
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,

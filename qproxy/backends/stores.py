@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qproxy.backends.local.conversations import SqliteConversations
+from qproxy.backends.local.file_store import DirectoryFileStore
 from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.response_runs import SqliteResponseRuns
 from qproxy.backends.local.responses import SqliteResponseStore
@@ -17,6 +18,7 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.config import Config
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.file_store import FileStore
 from qproxy.server.stores import ResponseStores
 
 if TYPE_CHECKING:
@@ -39,6 +41,16 @@ def open_stores(config: Config) -> ResponseStores:
         SqliteResponseStore(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout),
         SqliteConversations(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout),
         SqliteResponseRuns(path, max_bytes=max_bytes, timeout=timeout),
+    )
+
+
+def open_files(config: Config) -> FileStore:
+    """Return this machine's store of files."""
+    return DirectoryFileStore(
+        Path(config.files_directory) if config.files_directory else None,
+        max_age=config.files_max_age,
+        max_bytes=config.files_max_bytes,
+        timeout=config.store_timeout,
     )
 
 

@@ -132,6 +132,7 @@ def build_state(
         conversations=backends.conversations,
         response_runs=backends.response_runs,
         open_stores=backends.open_stores,
+        files=backends.files,
         background_runs=BackgroundRuns(),
         stream_recorder=stream_recorder,
         credential_opener=backends.credential_opener,

@@ -67,6 +67,7 @@ def load(
     values.setdefault("shared_state_outbox", str(data_dir(environ) / "shared-state"))
     values.setdefault("audit_file", str(data_dir(environ) / "audit.jsonl"))
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
+    values.setdefault("files_directory", str(data_dir(environ) / "files"))
     values.setdefault("compaction_key_file", str(data_dir(environ) / "compaction.key"))
     config = Config(**values)
     admin_key = config.admin_key or read_secret("admin_key_file", config.admin_key_file)

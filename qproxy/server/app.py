@@ -280,6 +280,7 @@ class Server:
         state = self.state
         await state.relay.transport.aclose()
         await _close_stores(state)
+        await state.files.aclose()
         await state.grants.aclose()
 
     def _set_refreshed_sources(self) -> None:

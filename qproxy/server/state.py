@@ -35,6 +35,7 @@ from qproxy.server.authentication import Access, Authentication
 from qproxy.server.background_runs import BackgroundRuns
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
+from qproxy.server.file_store import FileStore
 from qproxy.server.health import Health, health
 from qproxy.server.in_flight import InFlightRequests
 from qproxy.server.replicas import Replica, SharedStateMonitor, list_replicas, this_replica
@@ -139,6 +140,7 @@ class ServerState:
     response_runs: ResponseRunStore | None
     open_stores: Callable[[Any], ResponseStores]
     """Opens these three for changed settings."""
+    files: FileStore
     background_runs: BackgroundRuns
     """The responses that this process generates in the background."""
     stream_recorder: StreamRecorder

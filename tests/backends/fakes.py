@@ -31,6 +31,8 @@ from qproxy.auth.background import RefreshTasks
 from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.backends.factory import Backends
+from qproxy.backends.stores import open_files
+from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import PRICED, to_row
@@ -594,6 +596,7 @@ class Fakes:
             responses=self.responses,
             conversations=self.conversations,
             response_runs=self.response_runs,
+            files=open_files(Config()),
             tool_rounds=self.tool_rounds,
             reasoning=self.reasoning,
             ledger=self.ledger,

@@ -12,6 +12,8 @@ from qproxy.config.ledger import is_database_url, ledger_file
 
 CREDENTIAL_FILE = "oauth_creds.json"
 """qwen-code's name for it."""
+FILES_DATABASE = "files.sqlite3"
+"""Name in the directory of clients' files."""
 CREDENTIAL_COPY = "shared_creds.json"
 
 
@@ -66,3 +68,5 @@ def databases(config: Config) -> Iterator[tuple[str, Path]]:
         yield "spool of the usage ledger", Path(config.ledger_spool_file)
     if config.store_responses and config.responses_file:
         yield "responses", Path(config.responses_file)
+    if config.files_directory:
+        yield "files of clients", Path(config.files_directory) / FILES_DATABASE

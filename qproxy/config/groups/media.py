@@ -39,3 +39,12 @@ class MediaSettings:
         "hosts that Model Studio may have recordings uploaded to; `*` stands for one label, an origin "
         "(http://127.0.0.1:8788) is allowed as well",
     )
+    files_directory: str | None = setting(
+        None, "directory of the clients' files and batches; default files in the data directory"
+    )
+    files_max_bytes: int = setting(
+        10 * 1024**3, "maximum bytes of all stored files; further uploads are rejected"
+    )
+    files_max_age: float = setting(
+        30 * 86400.0, "seconds after which a file without expires_after of its own is deleted"
+    )

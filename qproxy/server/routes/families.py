@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from qproxy.server.routes.client_secrets import ClientSecretRoutes
 from qproxy.server.routes.decisions import DecisionRoutes
+from qproxy.server.routes.files import FileRoutes
 from qproxy.server.routes.images import ImageRoutes
 from qproxy.server.routes.moderation import ModerationRoutes
 from qproxy.server.routes.rerank import RerankRoutes
@@ -19,6 +20,7 @@ from qproxy.server.state import RouteGroup, StateHolder
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
     ClientSecretRoutes,
     DecisionRoutes,
+    FileRoutes,
     ImageRoutes,
     ModerationRoutes,
     RerankRoutes,
