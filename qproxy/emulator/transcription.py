@@ -27,8 +27,9 @@ SECONDS = (1, 300)
 TOKENS_PER_SECOND = 25
 SECONDS_STREAMED = 60
 """Shorter recordings are not streamed by the recognition service."""
-_SENTENCE = re.compile(r"[^.!?]+(?:[.!?]+|\Z)\s*|[.!?]+\s*")
-_WORD = re.compile(r"(\S*?)([.,!?]*)(?:\s+|\Z)")
+_SENTENCE = re.compile(r"[^.!?]++[.!?]*+\s*+|[.!?]++\s*+")
+_WORD = re.compile(r"\S++")
+_PUNCTUATION = ".,!?"
 
 
 class Speech:
@@ -58,14 +59,13 @@ def _milliseconds(characters: int) -> int:
 def _sentence(number: int, text: str, start: int) -> dict[str, Any]:
     words = [
         {
-            "text": match[1],
-            "punctuation": match[2],
+            "text": (word := match[0].rstrip(_PUNCTUATION)),
+            "punctuation": match[0][len(word) :],
             "begin_time": start + _milliseconds(match.start()),
-            "end_time": start + _milliseconds(match.end(2)),
+            "end_time": start + _milliseconds(match.end()),
             "fixed": True,
         }
         for match in _WORD.finditer(text)
-        if match[0]
     ]
     return {
         "sentence_id": number + 1,
@@ -131,7 +131,7 @@ def chat(seen: Any) -> ScriptedReply:
 
 
 def _pieces(text: str) -> list[str]:
-    return re.findall(r"\S+\s*|\s+", text)
+    return re.findall(r"\S++\s*+|\s++", text)
 
 
 def _choice(delta: Any, reason: str | None) -> dict[str, Any]:

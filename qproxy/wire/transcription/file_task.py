@@ -169,7 +169,8 @@ def parse_result(body: bytes, seconds: float | None) -> Transcript:
     transcripts = data.get("transcripts") if isinstance(data, dict) else None
     if not isinstance(transcripts, list) or not all(isinstance(one, dict) for one in transcripts):
         raise invalid("a file without transcripts")
-    items = [item for one in transcripts for item in one.get("sentences") or () if isinstance(item, dict)]
+    lists = [found for one in transcripts if isinstance(found := one.get("sentences"), list)]
+    items = [item for found in lists for item in found if isinstance(item, dict)]
     sentences = sorted(map(parse_sentence, items), key=lambda sentence: sentence.start)
     language = next((item["language"] for item in items if isinstance(item.get("language"), str)), None)
     text = join_texts(str(one.get("text") or "") for one in transcripts)

@@ -21,17 +21,22 @@ JSON_TYPE = "application/json"
 def body(request: TranscriptionInput, transcript: Transcript, task: str = "transcribe") -> tuple[bytes, str]:
     """Return the body of a whole response and its type."""
     if request.format == "text":
-        return f"{transcript.text}\n".encode(), TEXT_TYPE
+        return _encode(f"{transcript.text}\n"), TEXT_TYPE
     if request.format == "srt":
-        return "".join(_srt(transcript)).encode(), TEXT_TYPE
+        return _encode("".join(_srt(transcript))), TEXT_TYPE
     if request.format == "vtt":
-        return "".join(_vtt(transcript)).encode(), TEXT_TYPE
+        return _encode("".join(_vtt(transcript))), TEXT_TYPE
     if request.format == "verbose_json":
         return json_codec.dumps(_verbose(request, transcript, task)), JSON_TYPE
     if request.format == "diarized_json":
         return json_codec.dumps(_diarized(transcript)), JSON_TYPE
     found = _json(transcript) if task == "transcribe" else {"text": transcript.text}
     return json_codec.dumps(found), JSON_TYPE
+
+
+def _encode(text: str) -> bytes:
+    """Return the text in UTF-8, which has no lone surrogates."""
+    return text.encode("utf-8", "replace")
 
 
 def _json(transcript: Transcript) -> dict[str, JSON]:

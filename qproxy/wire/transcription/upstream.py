@@ -11,7 +11,6 @@ Source: Model Studio's pages qwen-asr-api-reference and fun-asr-flash-http-api.
 
 from __future__ import annotations
 
-import math
 from base64 import b64encode
 from collections.abc import Iterator
 
@@ -31,6 +30,8 @@ NATIVE_ONLY = "-us"
 """How the names of models end that the compatible mode does not have."""
 SHORT_SECONDS = 60
 """Recordings below this are not streamed by the recognition service."""
+MAX_NUMBER = 1e12
+"""Limit of times and lengths."""
 _JSON = (b"accept", b"application/json")
 _STREAM = ((b"accept", b"text/event-stream"), (b"x-dashscope-sse", b"enable"))
 
@@ -127,10 +128,10 @@ def parse_counts(usage: JSON) -> tuple[Usage | None, float | None]:
 
 
 def parse_number(value: JSON) -> float | None:
-    """Return a finite number that is not negative, None for anything else."""
+    """Return a number from 0 to `MAX_NUMBER`, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if 0 <= value < math.inf else None
+    return float(value) if 0 <= value <= MAX_NUMBER else None
 
 
 class RecognitionReader:
