@@ -102,6 +102,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
             catalog,
             previous.relay.reasoning,
             previous.relay.token_ratios,
+            previous.relay.cache_planner,
         ),
         model_directory=state.build_model_directory(
             config, accounts, connections, catalog, previous.model_directory.shared

@@ -38,6 +38,7 @@ from qproxy.relay.compaction import Compactor
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.prompt_caching import PromptCachePolicy
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.relay import Relay
@@ -57,6 +58,8 @@ from qproxy.transport import ConnectFunction, UpstreamTransport
 from qproxy.wire.dialects import request_rules
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint
 from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.name_pattern import NamePattern
+from qproxy.wire.prompt_cache import CachePlanner
 from qproxy.wire.realtime import client_secret
 from qproxy.wire.sealing import Sealer
 from qproxy.wire.token_ratios import TokenRatios
@@ -87,7 +90,9 @@ def build_state(
     def limit_secrets(name: str) -> SecretLimiter:
         return SecretLimiter(name, config.wrong_keys_per_minute, grants, backends.wrong_secrets)
 
-    relay = build_relay(config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios())
+    relay = build_relay(
+        config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios(), CachePlanner()
+    )
     prober = AccountProber(relay, max_delay=config.probe_interval)
     refresh_tasks, stream_recorder = RefreshTasks(), StreamRecorder()
     background: list[BackgroundTask] = [
@@ -220,6 +225,7 @@ def build_relay(
     catalog: ModelCatalog,
     reasoning: ReasoningStore | None,
     token_ratios: TokenRatios,
+    cache_planner: CachePlanner,
 ) -> Relay:
     """Return the relay to the accounts of a pool."""
     policy = RelayPolicy(
@@ -231,6 +237,7 @@ def build_relay(
         retired_models=config.retired_models,
         fallbacks=build_fallbacks(config),
         catalog=catalog,
+        prompt_cache=build_prompt_cache(config, catalog),
         search_sources=config.web_search_sources,
         embedding_requests=config.max_embedding_requests,
         result_hosts=tuple(config.result_hosts),
@@ -242,7 +249,23 @@ def build_relay(
         ffmpeg=None if config.ffmpeg == "none" else shutil.which(config.ffmpeg or "ffmpeg"),
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
-    return Relay(pool, transport, policy, reasoning, token_ratios)
+    return Relay(pool, transport, policy, reasoning, token_ratios, cache_planner)
+
+
+def build_prompt_cache(config: Config, catalog: ModelCatalog) -> PromptCachePolicy | None:
+    """Return the settings of prompt caches; None where clients' breakpoints are forwarded as they are."""
+    modes, allow_1h = config.prompt_cache_models, config.prompt_cache_1h
+    unknown = set(modes.values()) - {"auto", "markers", "off"}
+    if unknown:
+        raise ConfigError(f"prompt_cache_models: {min(unknown)!r} is not one of auto, markers, off.")
+    if {config.prompt_cache, *modes.values()} == {"markers"}:
+        return None
+    return PromptCachePolicy(
+        mode=config.prompt_cache,
+        models=tuple((NamePattern(pattern.lower()), mode) for pattern, mode in modes.items()),
+        allow_1h=allow_1h,
+        price_terms=catalog.price_terms,
+    )
 
 
 def _translation_model(config: Config, catalog: ModelCatalog) -> str | None:

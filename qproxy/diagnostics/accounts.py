@@ -339,7 +339,7 @@ def account_check(
     return AccountCheck(
         entry,
         account,
-        Relay(pool, relay.transport, relay.policy, None, relay.token_ratios),
+        Relay(pool, relay.transport, relay.policy, None, relay.token_ratios, relay.cache_planner),
         config.default_model,
         stored,
     )

@@ -10,6 +10,7 @@
     embeddings       batches of texts; `fan_out` runs them in parallel
     realtime         a realtime session between a client and an upstream
     model_directory  which models the accounts offer
+    prompt_caching   placement of the breakpoints of prompt caches
     affinity         which conversation a turn belongs to, so that it keeps its account
     tokenizers       tokens of a prompt, counted by an own server
 

@@ -142,6 +142,7 @@ class AccountProber:
             self.relay.policy,
             None,
             self.relay.token_ratios,
+            self.relay.cache_planner,
             counts_tokens=self.relay.accounts.counts_tokens,
         )
 

@@ -5,6 +5,7 @@ Here `wire` meets Trio. `retry` chooses the account and decides whether another 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from qproxy.auth import Credential
 from qproxy.relay.affinity import prompt_key
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream, apart
 from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.prompt_caching import apply_policy
 from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
 from qproxy.relay.retry import Attempt
 from qproxy.relay.rule_learning import RuleLearning
@@ -37,6 +39,7 @@ from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Pipeline
+from qproxy.wire.prompt_cache import CachePlan, CachePlanner
 from qproxy.wire.token_estimate import prompt_size
 from qproxy.wire.token_ratios import TokenEstimate, TokenRatios
 
@@ -56,12 +59,16 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         policy: RelayPolicy,
         reasoning: ReasoningStore | None,
         token_ratios: TokenRatios,
+        cache_planner: CachePlanner,
         *,
         counts_tokens: bool,
     ) -> None:
         """With `counts_tokens` an account limits them, and an attempt reserves what it may use."""
         self._turn = turn
         self._token_ratios = token_ratios
+        self._cache_planner = cache_planner
+        self._cache_plan: CachePlan | None = None
+        self._plans_cache = policy.prompt_cache is not None
         self._model = model
         self._record = record
         self._transport = transport
@@ -125,6 +132,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             self._restored = turn.messages is not self._turn.messages
         turn, restorer = tool_adapter.adapt_tools(turn, names=account.provider_family == "dashscope")
         turn = self._apply_rules(turn, target, account)
+        if self._plans_cache:
+            turn = self._plan_cache(turn, target, account)
         rendered = (
             prompt_tools.render_tools(turn, account.render_tools, target.spec)
             if account.render_tools
@@ -147,6 +156,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         stream = await self._decode(response, dialect, target, normalizer, tokens, streamed=turn.stream)
         if recorder is not None:
             stream.on_finished = recorder.save
+        if self._cache_plan is not None:
+            stream.on_finished = partial(self._learn_cache, self._cache_plan, tokens, stream.on_finished)
         await stream.wait_started()
         self._rules.record_accepted(account, self._model)
         # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
@@ -162,6 +173,9 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             error, self._turn
         ):
             return True  # this one is remembered for the account
+        if error.status == 400 and self._cache_plan is not None and "cache" in error.message:
+            self._plans_cache, self._cache_plan = False, None
+            return True
         policy = self._policy
         keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
         amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
@@ -176,6 +190,26 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
     def tokens_used(self) -> int:
         """Return the tokens of the response so far, none if the upstream rejected the request."""
         return 0 if self._used is None else self._used.prompt + self._used.completion
+
+    def _plan_cache(self, turn: Turn, target: UpstreamTarget, account: Account) -> Turn:
+        """Return the turn with the breakpoints of the prompt cache that the settings want."""
+        policy = self._policy.prompt_cache
+        assert policy is not None
+        ignored = turn.ignored
+        turn, self._cache_plan = apply_policy(
+            policy, self._cache_planner, self._token_ratios, turn, target, account
+        )
+        self._record.ignored = (*self._record.ignored, *turn.ignored[len(ignored) :])
+        return turn
+
+    async def _learn_cache(
+        self, plan: CachePlan, tokens: ResponseTokens, then: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        """Learn what the caches did for a finished response."""
+        if tokens.usage is not None:
+            self._cache_planner.learn(plan, tokens.usage, trio.current_time())
+        if then is not None:
+            await then()
 
     def _keeper(self, account: Account, target: UpstreamTarget) -> ReasoningKeeper | None:
         """Return the keeper of the model's ciphertext, None for a model without one."""

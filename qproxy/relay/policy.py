@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qproxy.relay.fallbacks import FallbackRule
+from qproxy.relay.prompt_caching import PromptCachePolicy
 from qproxy.wire import tool_calls
 from qproxy.wire.model_aliases import ModelAliases
 from qproxy.wire.models import ModelCatalog
@@ -25,6 +26,8 @@ class RelayPolicy:
     """Response to requests for a retired model: an "error", or that of its "successor"."""
     fallbacks: tuple[FallbackRule, ...]
     catalog: ModelCatalog
+    prompt_cache: PromptCachePolicy | None
+    """Placement of breakpoints of prompt caches; None leaves it to clients."""
     search_sources: bool
     """Whether searches that clients request use DashScope's native API, which names their sources."""
     embedding_requests: int

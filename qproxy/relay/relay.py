@@ -24,6 +24,7 @@ from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
+from qproxy.wire.prompt_cache import CachePlanner
 from qproxy.wire.token_ratios import TokenRatios
 
 
@@ -37,6 +38,7 @@ class Relay:
         policy: RelayPolicy,
         reasoning: ReasoningStore | None,
         token_ratios: TokenRatios,
+        cache_planner: CachePlanner,
     ) -> None:
         """`reasoning` keeps ciphertext of reasoning for clients that do not send it back."""
         self.accounts = accounts
@@ -44,6 +46,7 @@ class Relay:
         self.policy = policy
         self.reasoning = reasoning
         self.token_ratios = token_ratios
+        self.cache_planner = cache_planner
         self.names = ModelNames(
             accounts,
             aliases=policy.aliases,
@@ -89,6 +92,7 @@ class Relay:
                 self.policy,
                 self.reasoning,
                 self.token_ratios,
+                self.cache_planner,
                 counts_tokens=self.accounts.counts_tokens,
             )
             alone = len(self.accounts.accounts) == 1  # then there is no choice

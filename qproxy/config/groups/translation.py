@@ -21,6 +21,17 @@ class TranslationSettings:
     stream_upstream: Literal["always", "requested"] = setting(
         "always", "whether non-streamed responses are streamed from DashScope and assembled by qproxy"
     )
+    prompt_cache: Literal["auto", "markers", "off"] = setting(
+        "markers",
+        "placement of the breakpoints of models' prompt caches: by measured reuse and prices (auto), by "
+        "clients alone (markers), or none at all, those of clients removed (off)",
+    )
+    prompt_cache_models: dict[str, str] = setting(
+        {}, "prompt_cache of single models, by pattern of their names"
+    )
+    prompt_cache_1h: bool = setting(
+        False, "let prompt_cache auto keep prompts for an hour before a server's usage has shown that it can"
+    )
     max_embedding_requests: int = setting(8, "concurrent upstream requests per embeddings request")
     rules: dict[str, bool] = setting({}, "request rules switched on or off, by name")
     implied_think_models: list[str] = setting(
