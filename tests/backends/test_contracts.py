@@ -645,7 +645,7 @@ async def test_only_the_owner_finds_a_conversation(response_stores):
         await one.save(stored)
     assert await two.get("bob", "b") == response("b", "a")
     assert [stored.id for stored in await two.conversation("bob", "c")] == ["a", "b", "c"]
-    for owner, id in (("amy", "a"), ("bob", "d")):
+    for owner, id in (("amy", "a"), ("bob", "d"), ("bob", "")):
         with pytest.raises(ResponseNotFound):
             await two.get(owner, id)
         with pytest.raises(ResponseNotFound):

@@ -135,8 +135,9 @@ class SqliteResponseStore(SqliteStore):
     def _conversation(self, owner: str, id: str) -> list[StoredResponse]:
         found: list[StoredResponse] = []
         stale: list[str] = []
-        size, wanted, now = 0, id, self._wall_clock()
-        while wanted:
+        size, now = 0, self._wall_clock()
+        wanted: str | None = id
+        while wanted is not None:
             previous, used, body = self._row(owner, wanted)
             stale += [wanted] if used < now - TOUCH_SECONDS else []
             size += len(body)
@@ -144,7 +145,7 @@ class SqliteResponseStore(SqliteStore):
                 message = f"The conversation is larger than {self._max_chain // 1024**2} MiB."
                 raise RequestError(message, param="previous_response_id", code="context_length_exceeded")
             found.append(_response_of_row(owner, wanted, previous, body))
-            wanted = previous or ""
+            wanted = previous or None
         self._touch(owner, stale, now)
         return found[::-1]
 

@@ -94,15 +94,16 @@ class RedisResponses:
 
     async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
         chain: list[StoredResponse] = []
-        size, wanted = 0, id
-        while wanted:
+        size = 0
+        wanted: str | None = id
+        while wanted is not None:
             part, part_size = await self._end_of(owner, wanted)
             size += part_size
             if size > MAX_CONVERSATION:
                 message = f"The conversation is larger than {MAX_CONVERSATION // 1024**2} MiB."
                 raise RequestError(message, param="previous_response_id", code="context_length_exceeded")
             chain += part
-            wanted = part[-1].previous_id or ""
+            wanted = part[-1].previous_id or None
         return chain[::-1]
 
     async def delete(self, owner: str, id: str) -> None:
