@@ -91,6 +91,8 @@ class Account:
     """Maximum texts per embedding request; 0 if embeddings are not supported."""
     realtime_url: str = ""
     """URL of the realtime API; empty if there is none."""
+    flex_url: str = ""
+    """Base URL of the flex tier; empty if there is none."""
     tasks: frozenset[str] | None = None
     """Tasks beside chat, embeddings and realtime sessions; None for any."""
     catalog: ModelCatalog = field(default=EMPTY, repr=False)

@@ -58,6 +58,7 @@ def build_account(
         embedding_batch=entry.embedding_batch or 0,
         redact=telemetry.build_redact(config),
         realtime_url=entry.realtime_url or "",
+        flex_url=entry.flex_url or "",
         tasks=None if entry.tasks is None else frozenset(entry.tasks),
         catalog=catalog,
     )

@@ -35,6 +35,7 @@ from qproxy.dashboard import end_stale_sessions
 from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay.account_probe import AccountProber
 from qproxy.relay.compaction import Compactor
+from qproxy.relay.flex import FlexPolicy
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.policy import RelayPolicy
@@ -235,6 +236,7 @@ def build_relay(
         forced_tools=config.forced_tool_choice,
         stream_upstream=config.stream_upstream,
         retired_models=config.retired_models,
+        flex=FlexPolicy(config.flex_timeout, config.flex_promotion_after),
         fallbacks=build_fallbacks(config),
         catalog=catalog,
         prompt_cache=build_prompt_cache(config, catalog),

@@ -43,6 +43,8 @@ class AccountPreset:
     terms: str = ""
 
 
+BATCH_URL = "https://batch.dashscope.aliyuncs.com/compatible-mode/v1"
+"""Of Model Studio in Beijing, for the flex tier."""
 PRESETS: dict[str, AccountPreset] = {
     "singapore": AccountPreset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
     "beijing": AccountPreset("https://dashscope.aliyuncs.com/compatible-mode/v1"),
@@ -123,6 +125,9 @@ class AccountConfig:
     realtime_url: str | None = None
     """URL of its realtime models; None: Model Studio's on the same host for pay-as-you-go keys; "" for
     none."""
+    flex_url: str | None = None
+    """Base URL of its synchronous batch host for the flex tier; None: Model Studio's for pay-as-you-go keys
+    of Beijing; "" for none."""
     tasks: list[str] | None = None
     """Tasks beside chat, embeddings and realtime sessions that it serves: rerank, speech, transcription,
     image, multimodal_embedding, moderation, decision, file, batch; None: all of them, and none for plans and
@@ -196,6 +201,9 @@ def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str,
     batch, completions = account.embedding_batch, account.completions
     if batch is not None and batch < 0:
         raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
+    flex_url = account.flex_url
+    if flex_url and split_url(flex_url) is None:
+        raise ConfigError(f"account {account.name!r}: flex_url must be http(s)://host[:port]/path.")
     unknown = set(account.tasks or ()).difference(TASKS)
     if unknown:
         known = ", ".join(TASKS)
@@ -205,10 +213,17 @@ def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str,
         "realtime_url": realtime.default_realtime_url(base_url)
         if plan == "payg" and realtime_url is None
         else realtime_url or "",
+        "flex_url": _default_flex_url(plan, base_url) if flex_url is None else flex_url.rstrip("/"),
         "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
         "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
         "rpm": LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm,
     }
+
+
+def _default_flex_url(plan: str, base_url: str) -> str:
+    """Return the batch host of pay-as-you-go keys of Beijing, "" for others."""
+    is_beijing = base_url.rstrip("/") == PRESETS["beijing"].base_url
+    return BATCH_URL if plan == "payg" and is_beijing else ""
 
 
 def _check_name(name: str, where: str) -> None:

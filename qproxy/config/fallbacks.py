@@ -13,6 +13,6 @@ class FallbackConfig:
     """A `[[fallbacks]]` table: models that serve a request whose own model cannot, in this order."""
 
     model: str
-    """A model or a pattern of models (`qwen3.8-*`)."""
+    """A model or a pattern of models, as in `fnmatch`."""
     models: list[str]
     on: list[str] = field(default_factory=lambda: list(CAUSES))

@@ -5,6 +5,7 @@ Here `wire` meets Trio. `retry` chooses the account and decides whether another 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,6 +18,15 @@ from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.relay.affinity import prompt_key
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream, apart
+from qproxy.relay.flex import (
+    DEFAULT,
+    FLEX,
+    can_serve_flex,
+    is_client_fault,
+    unavailable_error,
+    wants_flex,
+    without_tier,
+)
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.prompt_caching import apply_policy
 from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
@@ -36,7 +46,7 @@ from qproxy.wire.dialects import (
     rejections,
 )
 from qproxy.wire.errors import RetryHint, UpstreamError
-from qproxy.wire.events import Turn
+from qproxy.wire.events import ExtraFields, Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.prompt_cache import CachePlan, CachePlanner
@@ -64,7 +74,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         counts_tokens: bool,
     ) -> None:
         """With `counts_tokens` an account limits them, and an attempt reserves what it may use."""
-        self._turn = turn
+        self._wants_flex = wants_flex(turn)
+        self._turn = without_tier(turn) if self._wants_flex else turn
         self._token_ratios = token_ratios
         self._cache_planner = cache_planner
         self._cache_plan: CachePlan | None = None
@@ -96,7 +107,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         """Send the turn, and return its response once the first event is there."""
         tokens = ResponseTokens(self._estimate)
         try:
-            stream = await self._start(account, credential, stack, tokens)
+            stream = await self._start_tier(account, credential, stack, tokens)
         except trio.Cancelled:  # the upstream has the prompt, and may have generated most of its response
             self._note_tokens(tokens)
             raise
@@ -111,6 +122,35 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._note_tokens(tokens)
         return stream
 
+    async def _start_tier(
+        self, account: Account, credential: Credential, stack: AsyncExitStack, tokens: ResponseTokens
+    ) -> UpstreamEventStream:
+        """Start the response in the tier that the client requests, or else in the usual one."""
+        spec = self._policy.catalog.get(self._model)
+        if not self._wants_flex or not can_serve_flex(account, spec, self._turn):
+            stream = await self._start(account, credential, stack, tokens)
+            if self._wants_flex:
+                stream.prepend(ExtraFields({"service_tier": DEFAULT}, "chunk"))
+            return stream
+        policy, cause = self._policy.flex, "it took too long"
+        opened = await stack.enter_async_context(AsyncExitStack())
+        try:
+            with trio.move_on_after(policy.promotion_after or math.inf):
+                stream = await self._start(account, credential, opened, tokens, flex=True)
+                self._record.service_tier = FLEX
+                stream.prepend(ExtraFields({"service_tier": FLEX}, "chunk"))
+                return stream
+        except UpstreamError as error:
+            if is_client_fault(error):
+                raise
+            cause = error.message
+        await opened.aclose()
+        if not policy.promotion_after:
+            raise unavailable_error(cause)
+        stream = await self._start(account, credential, stack, tokens)
+        stream.prepend(ExtraFields({"service_tier": DEFAULT}, "chunk"))
+        return stream
+
     def _note_tokens(self, tokens: ResponseTokens) -> None:
         self._used = tokens
         self._record.responses.append(tokens)
@@ -119,12 +159,21 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         return self._token_ratios.estimate(self._model, prompt_size(self._turn))
 
     async def _start(
-        self, account: Account, credential: Credential, stack: AsyncExitStack, tokens: ResponseTokens
+        self,
+        account: Account,
+        credential: Credential,
+        stack: AsyncExitStack,
+        tokens: ResponseTokens,
+        *,
+        flex: bool = False,
     ) -> UpstreamEventStream:
         target = account.target(credential, self._model, self._record.trace_headers)
-        if self._wants_sources and target.has_native_api and target.spec.search != []:
+        if flex:
+            target = replace(target, base_url=account.flex_url, native=False)
+        elif self._wants_sources and target.has_native_api and target.spec.search != []:
             target = replace(target, native=True)
-        dialect = DIALECTS["dashscope" if target.native else account.dialect]
+        name = "dashscope" if target.native else "compatible" if flex else account.dialect
+        dialect = DIALECTS[name]
         keeper = self._keeper(account, target)
         turn = self._turn
         if keeper is not None and self._restores:
@@ -132,7 +181,9 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             self._restored = turn.messages is not self._turn.messages
         turn, restorer = tool_adapter.adapt_tools(turn, names=account.provider_family == "dashscope")
         turn = self._apply_rules(turn, target, account)
-        if self._plans_cache:
+        if flex:  # the batch host answers at once, and has no cache
+            turn = replace(turn, stream=False)
+        elif self._plans_cache:
             turn = self._plan_cache(turn, target, account)
         rendered = (
             prompt_tools.render_tools(turn, account.render_tools, target.spec)
@@ -140,7 +191,10 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             else turn
         )
         self._record.account, self._record.served_model = account.name, self._model
-        response = await self._send(dialect.request(rendered, target), stack)
+        request = dialect.request(rendered, target)
+        if flex:
+            request = replace(request, first_byte_timeout=(self._policy.flex.timeout, "flex_timeout"))
+        response = await self._send(request, stack)
         await check_status(response, account, self._record)
         _check_content_encoding(response)
         normalizer = tool_calls.build_pipeline(

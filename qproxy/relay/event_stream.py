@@ -132,6 +132,10 @@ class UpstreamEventStream:
                 )  # once: nothing but the end was received
         self._pending = [*events, *self._pending]
 
+    def prepend(self, event: Event) -> None:
+        """Return an event before those that have arrived."""
+        self._pending.insert(0, event)
+
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
         """Add the events of a whole response."""
         self._pending = self._observe(self._normalizer.feed_many(list(events)))

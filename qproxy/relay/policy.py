@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qproxy.relay.fallbacks import FallbackRule
+from qproxy.relay.flex import FlexPolicy
 from qproxy.relay.prompt_caching import PromptCachePolicy
 from qproxy.wire import tool_calls
 from qproxy.wire.model_aliases import ModelAliases
@@ -24,6 +25,7 @@ class RelayPolicy:
     stream_upstream: str
     retired_models: str
     """Response to requests for a retired model: an "error", or that of its "successor"."""
+    flex: FlexPolicy
     fallbacks: tuple[FallbackRule, ...]
     catalog: ModelCatalog
     prompt_cache: PromptCachePolicy | None

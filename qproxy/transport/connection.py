@@ -154,7 +154,10 @@ class UpstreamConnection:
         self.response_started = False
         self._http, self._body, self._keep_alive = None, None, True
         await self._write(request, fields)
-        limit = self.limits.first_byte_timeout
+        limit, setting = request.first_byte_timeout or (
+            self.limits.first_byte_timeout,
+            "upstream_first_byte_timeout",
+        )
         until = min(deadline, trio.current_time() + format_seconds(limit))
         with suppress(ReceiveTimeout):
             return await self.read_until(until, until, partial(self._read_head, request, fields))
@@ -164,9 +167,7 @@ class UpstreamConnection:
                 self.limits.total_timeout or 0,
                 "upstream_total_timeout",
             )
-        raise timeout_error(
-            f"Upstream {self.host} sent no response", limit or 0, "upstream_first_byte_timeout"
-        )
+        raise timeout_error(f"Upstream {self.host} sent no response", limit or 0, setting)
 
     def _target(self, request: HTTPRequest) -> bytes:
         """Return the request target: the path, in absolute form for a proxy (RFC 9112 3.2)."""

@@ -33,6 +33,8 @@ class HTTPRequest:
     body: bytes = field(default=b"", repr=False)  # it holds the client's prompt
     upload: Upload | None = field(default=None, repr=False)
     """The body instead of `body`, if it is not held in memory."""
+    first_byte_timeout: tuple[float, str] | None = None
+    """Seconds until its response starts, and the name of their setting, instead of the transport's."""
 
     @property
     def content_length(self) -> int:

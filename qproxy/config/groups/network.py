@@ -65,6 +65,12 @@ class NetworkSettings:
         30.0, "maximum seconds for an upstream to accept more of a request"
     )
     upstream_first_byte_timeout: float = setting(300.0, "maximum seconds until an upstream response starts")
+    flex_timeout: float = setting(
+        3600.0, "maximum seconds until the batch host responds to a request of the flex tier"
+    )
+    flex_promotion_after: float = setting(
+        0.0, "seconds after which a waiting flex request moves to the usual tier, at its price; 0 is never"
+    )
     upstream_read_timeout: float = setting(120.0, "maximum seconds between two reads of an upstream response")
     upstream_total_timeout: float = setting(
         0.0, "maximum seconds for a whole upstream response; 0 is no limit"

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from qproxy.access.rate_limits import output_limit
 from qproxy.relay.event_stream import MAX_EVENTS, EventStream, apart
+from qproxy.relay.flex import PendingStream, wants_flex
 from qproxy.relay.tool_loop import RequestTools
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
@@ -123,7 +124,10 @@ class GenerationRoutes:
                     start = partial(_start_response, state, equipped, tools)
                     turn = turn.without_prompt()
                     return await history.run(turn, endpoint.encoder(turn), start, in_flight)
-                answer = await _start_response(state, equipped, tools)
+                if turn.stream and wants_flex(turn):  # its first event may take an hour
+                    answer: EventStream = _pending(partial(_start_response, state, equipped, tools))
+                else:
+                    answer = await _start_response(state, equipped, tools)
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await _whole_response(endpoint, state, history, turn, answer)
@@ -162,6 +166,13 @@ async def _start_response(state: ServerState, turn: Turn, tools: RequestTools) -
     if turn.context is None:
         return await respond(turn)
     return await state.compactor.start(respond, state.relay, turn, record, stack, nursery)
+
+
+def _pending(start: StartResponse) -> PendingStream:
+    """Return a response that starts while its client's connection is kept alive."""
+    stream = PendingStream(start)
+    request_context.nursery().start_soon(stream.run)
+    return stream
 
 
 async def _whole_response(

@@ -159,7 +159,9 @@ class ModelSpec(ModelRow):
         return version_order(self.version or "")
 
 
-OWN = frozenset(("id", "like", "listed", "aliases", "snapshots", "online", "retires", "successor", "prices"))
+OWN = frozenset((
+    "id", "like", "listed", "aliases", "snapshots", "online", "retires", "successor", "prices", "batch_chat",
+))  # fmt: skip
 """Cells that no model has from another one."""
 NAMES = tuple(item.name for item in fields(ModelRow))
 CELLS = tuple(name for name in NAMES if name not in OWN)

@@ -45,7 +45,7 @@ class ResponseBuilder:
         self._usage: Usage | None = None
         self._reason = "stop"
         self._found: dict[str, JSON] = {}
-        """The upstream's `search_info`, if it searched."""
+        """The tier that serves it, and the upstream's `search_info`, if it searched."""
 
     def start(self) -> list[ItemEvent]:
         response = objects.response_object(self._turn, self._request.echo, "in_progress")
@@ -69,8 +69,10 @@ class ResponseBuilder:
         elif isinstance(event, ChoiceFinished):
             self._reason = event.reason
         elif isinstance(event, SearchInfo):
-            self._found = {"search_info": event.info}
+            self._found["search_info"] = event.info
             return self._output.feed(event)
+        elif isinstance(event, ExtraFields) and event.level == "chunk" and "service_tier" in event.fields:
+            self._found["service_tier"] = event.fields["service_tier"]
         elif (
             not isinstance(event, StreamDone | StreamFailed | ExtraFields)
             and getattr(event, "choice", 0) == 0

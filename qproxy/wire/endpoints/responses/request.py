@@ -32,7 +32,7 @@ PASSED_PARAMS = (
 READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
     "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs",
-    "background", "conversation",
+    "background", "background_options", "conversation",
     "truncation", "max_tool_calls", "context_management",
 ))  # fmt: skip
 INCLUDES = frozenset((
@@ -43,6 +43,8 @@ INCLUDES = frozenset((
     "computer_call_output.output.image_url", "code_interpreter_call.outputs",
 ))  # fmt: skip
 """Values of `include`; others are named."""
+FLEX_WINDOWS = ("2h", "8h")
+"""Values of `background_options.completion_window` that let a response wait for a lower price."""
 REJECTED_PARAMS = {
     "prompt": "Stored prompts are not supported: send instructions and input.",
 }
@@ -88,6 +90,17 @@ validation.with_schema(
 )
 validation.with_schema(_conversation, type=["string", "object"])
 validation.with_schema(_reasoning, type="object")
+
+
+def _background_options(value: JSON, param: str) -> JSON:
+    """Return the options of a response in the background."""
+    options = validation.object_(value, param)
+    if options.get("completion_window") is not None:
+        check = validation.one_of(("soonest", *FLEX_WINDOWS))
+        check(options["completion_window"], f"{param}.completion_window")
+    return options
+
+
 FIELDS = {
     "temperature": validation.number(0, 2),
     "top_p": validation.number(0, 1),
@@ -98,6 +111,7 @@ FIELDS = {
     "stream": validation.boolean,
     "store": validation.boolean,
     "background": validation.boolean,
+    "background_options": _background_options,
     "instructions": validation.string,
     "previous_response_id": validation.identifier,
     "conversation": _conversation,
@@ -276,6 +290,13 @@ def _reject(fields: Mapping[str, JSON], keeps: bool) -> None:
     for name, message in REJECTED_PARAMS.items():
         if fields.get(name):
             raise RequestError(message, param=name, code="unsupported_parameter")
+    if fields.get("background_options", {}).get("completion_window") in FLEX_WINDOWS and not fields.get(
+        "background"
+    ):
+        message = (
+            "Invalid value for 'background_options': a completion_window requires 'background' to be true."
+        )
+        raise RequestError(message, param="background_options", code="invalid_value")
     if fields.get("background") and not keeps:
         message = "This server stores no responses (store_responses), and runs none in the background."
         raise RequestError(message, param="background", code="unsupported_parameter")
@@ -321,6 +342,9 @@ def _params(fields: Mapping[str, JSON], qwen_params: Collection[str]) -> dict[st
     if fields.get("top_logprobs") or "message.output_text.logprobs" in fields.get("include", ()):
         params["logprobs"] = True
         params["top_logprobs"] = fields.get("top_logprobs", 0)
+    window = fields.get("background_options", {}).get("completion_window")
+    if window in FLEX_WINDOWS and fields.get("service_tier", "auto") == "auto":
+        params["service_tier"] = "flex"
     return params
 
 
