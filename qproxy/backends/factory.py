@@ -33,7 +33,14 @@ from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
-from qproxy.backends.stores import open_files, open_reasoning, open_stores, open_tool_rounds, store_opener
+from qproxy.backends.stores import (
+    open_batches,
+    open_files,
+    open_reasoning,
+    open_stores,
+    open_tool_rounds,
+    store_opener,
+)
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.secret_files import read_secret
@@ -41,6 +48,7 @@ from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.batch_store import BatchStore
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.file_store import FileStore
 from qproxy.server.replicas import SharedStateMonitor
@@ -85,6 +93,7 @@ class Backends:
     open_stores: Callable[[Config], ResponseStores] = store_opener(None)
     """Opens these three for changed settings."""
     files: FileStore
+    batches: BatchStore
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
@@ -158,6 +167,7 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         conversations=stores.conversations,
         response_runs=stores.response_runs,
         files=open_files(config),
+        batches=open_batches(config),
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qproxy.backends.local.batch_store import SqliteBatches
 from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.file_store import DirectoryFileStore
+from qproxy.backends.local.files import FILES_DATABASE
 from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.response_runs import SqliteResponseRuns
 from qproxy.backends.local.responses import SqliteResponseStore
@@ -18,6 +20,7 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.config import Config
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.batch_store import BatchStore
 from qproxy.server.file_store import FileStore
 from qproxy.server.stores import ResponseStores
 
@@ -52,6 +55,12 @@ def open_files(config: Config) -> FileStore:
         max_bytes=config.files_max_bytes,
         timeout=config.store_timeout,
     )
+
+
+def open_batches(config: Config) -> BatchStore:
+    """Return this machine's store of batches, beside its files."""
+    path = Path(config.files_directory) / FILES_DATABASE if config.files_directory else None
+    return SqliteBatches(path, max_age=config.files_max_age, timeout=config.store_timeout)
 
 
 def store_opener(shared: RedisStores | None) -> Callable[[Config], ResponseStores]:

@@ -35,6 +35,7 @@ RESTART_REQUIRED = frozenset({
     "shared_response_max_bytes", "reasoning_cache_seconds", "tool_round_cache_seconds",
     "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
     "compaction_key_file", "files_directory", "files_max_bytes", "files_max_age",
+    "batch_parallel",
 })  # fmt: skip
 """Settings that a running server cannot change."""
 CONCURRENCY_SETTINGS = ("max_requests", "max_queue_size", "queue_timeout")

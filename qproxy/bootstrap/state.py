@@ -48,6 +48,7 @@ from qproxy.sandbox import SystemSandbox
 from qproxy.server import ServerState
 from qproxy.server.authentication import Access, Authentication
 from qproxy.server.background_runs import BackgroundRuns
+from qproxy.server.batch_runner import BatchRunner
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.host_policy import HostPolicy
 from qproxy.server.in_flight import InFlightRequests
@@ -96,10 +97,17 @@ def build_state(
     )
     prober = AccountProber(relay, max_delay=config.probe_interval)
     refresh_tasks, stream_recorder = RefreshTasks(), StreamRecorder()
+    batch_runner = BatchRunner(
+        backends.batches,
+        backends.files,
+        parallel=config.batch_parallel,
+        max_line_bytes=config.max_body_bytes,
+    )
     background: list[BackgroundTask] = [
         partial(end_stale_sessions, grants, config.admin_key),
         prober.run,
         stream_recorder.run,
+        batch_runner.run,
         *backends.background,
     ]
     if ledger is not None:
@@ -139,6 +147,8 @@ def build_state(
         response_runs=backends.response_runs,
         open_stores=backends.open_stores,
         files=backends.files,
+        batches=backends.batches,
+        batch_runner=batch_runner,
         background_runs=BackgroundRuns(),
         stream_recorder=stream_recorder,
         credential_opener=backends.credential_opener,

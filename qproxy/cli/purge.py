@@ -81,7 +81,7 @@ def find_keys(config: Config, name: str) -> list[ApiKey]:
 
 async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
     from qproxy.backends.shared_commands import with_stores
-    from qproxy.backends.stores import open_files
+    from qproxy.backends.stores import open_batches, open_files
 
     async def delete(stores: ResponseStores) -> int:
         deleted = [
@@ -92,10 +92,10 @@ async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
         return deleted[0] if deleted else 0
 
     if config.files_directory:
-        files = open_files(config)
-        for key in keys:
-            await files.delete_owner(key.digest)
-        await files.aclose()
+        for store in (open_batches(config), open_files(config)):
+            for key in keys:
+                await store.delete_owner(key.digest)
+            await store.aclose()
 
     stored = bool(config.responses_file or config.shared_state)
     return await with_stores(replace(config, store_responses=stored), delete)

@@ -260,6 +260,7 @@ class Server:
         for wait in self.state.startup:
             await wait()
         self.state.background_runs.open(app.nursery)
+        self.state.batch_runner.open(app)
         yield
         await self._end_background_runs(app.nursery.cancel_scope)
         await self.state.refresh_tasks.stop()
@@ -281,6 +282,7 @@ class Server:
         await state.relay.transport.aclose()
         await _close_stores(state)
         await state.files.aclose()
+        await state.batches.aclose()
         await state.grants.aclose()
 
     def _set_refreshed_sources(self) -> None:

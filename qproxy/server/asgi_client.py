@@ -51,11 +51,20 @@ class InProcessClient:
                 response.disconnect()
 
     def send(
-        self, nursery: trio.Nursery, method: str, path: str, *, headers: Headers = (), body: bytes | str = b""
+        self,
+        nursery: trio.Nursery,
+        method: str,
+        path: str,
+        *,
+        headers: Headers = (),
+        body: bytes | str = b"",
+        extensions: Mapping[str, Any] | None = None,
     ) -> InProcessResponse:
         """Send a request that the nursery runs; the caller starts, reads and closes the response."""
         raw = body.encode() if isinstance(body, str) else body
-        response = InProcessResponse(self._app, _scope(method, path, headers), raw)
+        scope = _scope(method, path, headers)
+        scope["extensions"].update(extensions or {})
+        response = InProcessResponse(self._app, scope, raw)
         nursery.start_soon(self._run, response)
         self._running += 1
         return response

@@ -87,6 +87,16 @@ class Authentication:
                 return key
         raise AuthenticationError("The API key that created this client secret is not active anymore.")
 
+    def key_of(self, digest: str) -> ApiKey | None:
+        """Return the active key with a digest, None for "" on a server without keys. Raises RequestError."""
+        if not digest and not self.api_keys.required():
+            return None
+        now = time.time()
+        for key in self.api_keys.list_keys():
+            if key.digest == digest and key.status(now) == "active":
+                return key
+        raise AuthenticationError("The API key of this request was revoked or has expired.")
+
     def require_admin(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
         """Raise RequestError unless the operator sends the request."""
         if self.admin_key is not None:

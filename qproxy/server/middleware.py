@@ -67,7 +67,13 @@ class RequestMiddleware:
         if access is Access.KEY:
             names = context.api.api_key_headers
             check = partial(authentication.authenticate, headers, scope, names)
-            secret = api_key_from(headers, names) if authentication.api_keys.required() else ""
+            owner = (
+                scope["extensions"].get(request_context.OWNER_EXTENSION) if "extensions" in scope else None
+            )
+            if owner is not None:
+                secret, check = "", partial(authentication.key_of, owner)
+            else:
+                secret = api_key_from(headers, names) if authentication.api_keys.required() else ""
             context.api_key = key = await _verify(state.client_keys, secret, check)
             context.record.key = None if key is None else key.label
         elif access is Access.ADMIN:

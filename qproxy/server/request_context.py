@@ -21,6 +21,8 @@ from qproxy.telemetry import RequestRecord
 from qproxy.wire.endpoints import OPENAI, Api
 
 Default = TypeVar("Default")
+OWNER_EXTENSION = "qproxy.owner"
+"""ASGI extension of requests that the server itself sends for a client: the digest of its API key."""
 ROOT_PATH = "qproxy.root_path"
 """Key of the ASGI scope."""
 MAX_LOGGED_PATH = 200

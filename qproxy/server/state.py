@@ -33,6 +33,8 @@ from qproxy.relay.relay import Relay
 from qproxy.relay.tokenizers import Tokenizers
 from qproxy.server.authentication import Access, Authentication
 from qproxy.server.background_runs import BackgroundRuns
+from qproxy.server.batch_runner import BatchRunner
+from qproxy.server.batch_store import BatchStore
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.file_store import FileStore
@@ -141,6 +143,8 @@ class ServerState:
     open_stores: Callable[[Any], ResponseStores]
     """Opens these three for changed settings."""
     files: FileStore
+    batches: BatchStore
+    batch_runner: BatchRunner
     background_runs: BackgroundRuns
     """The responses that this process generates in the background."""
     stream_recorder: StreamRecorder

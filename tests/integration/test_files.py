@@ -35,7 +35,8 @@ async def call(it, method, path, headers=(), body=b"", key=None):
     fields = dict(headers) | ({"authorization": f"Bearer {key}"} if key else {})
     async with it.client.request(method, path, headers=fields, body=body) as response:
         data = await response.read()
-    return response.status, json.loads(data) if data[:1] == b"{" else data
+    is_file = path.endswith("/content") and response.status == 200
+    return response.status, data if is_file else json.loads(data)
 
 
 async def upload(it, content=LINES, *, key=None, **fields):

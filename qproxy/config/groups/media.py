@@ -48,3 +48,4 @@ class MediaSettings:
     files_max_age: float = setting(
         30 * 86400.0, "seconds after which a file without expires_after of its own is deleted"
     )
+    batch_parallel: int = setting(4, "lines of batches that each worker runs at a time")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qproxy.server.routes.batches import BatchRoutes
 from qproxy.server.routes.client_secrets import ClientSecretRoutes
 from qproxy.server.routes.decisions import DecisionRoutes
 from qproxy.server.routes.files import FileRoutes
@@ -19,6 +20,7 @@ from qproxy.server.state import RouteGroup, StateHolder
 
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
     ClientSecretRoutes,
+    BatchRoutes,
     DecisionRoutes,
     FileRoutes,
     ImageRoutes,
