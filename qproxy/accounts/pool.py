@@ -17,6 +17,7 @@ import trio
 
 from qproxy.accounts.account import Account, Capability
 from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.prompt_homes import PromptHomes
 from qproxy.accounts.rate_limit import NO_DEMAND, QueuedDemand
 from qproxy.accounts.selection import CapacityWait, Unavailable, select_account
 from qproxy.accounts.sync import AccountStateSync
@@ -36,6 +37,7 @@ class _LeaseRequest:
     model: str
     task: Capability
     affinity: str
+    preferred: str
     exclude: tuple[Account, ...]
     tokens: int
     deadline: float
@@ -114,6 +116,7 @@ class AccountPool:
         max_queue_size: int,
         sharing: AccountStateSync | None = None,
     ) -> None:
+        self.prompt_homes = PromptHomes()
         self.accounts = tuple(accounts)
         self._queue_timeout = queue_timeout
         self._max_queue_size = max_queue_size
@@ -166,20 +169,20 @@ class AccountPool:
         *,
         task: Capability = "chat",
         affinity: str = "",
+        preferred: str = "",
         without: Iterable[Account] = (),
         tokens: int = 0,
         used: Callable[[], int | None] = lambda: None,
     ) -> AbstractAsyncContextManager[Account]:
-        """Return a lease of an account for the time of a block.
+        """Return a lease of an account for the time of a block, if possible of the `preferred` one.
 
         With a limit of tokens per minute, `tokens` are reserved and exchanged at the end for the result of
         `used` (None if unknown). Raises OverloadedError, or a RequestError with status 429, after
         `queue_timeout`.
         """
         deadline = trio.current_time() + self._queue_timeout
-        return _AccountLease(
-            self, _LeaseRequest(model, task, affinity, tuple(without), tokens, deadline), used
-        )
+        lease_request = _LeaseRequest(model, task, affinity, preferred, tuple(without), tokens, deadline)
+        return _AccountLease(self, lease_request, used)
 
     async def acquire(self, lease_request: _LeaseRequest) -> Account:
         """Acquire an account for a lease, within the limits that all processes share."""
@@ -270,6 +273,7 @@ class AccountPool:
             now=now,
             task=lease_request.task,
             affinity=lease_request.affinity,
+            preferred=lease_request.preferred,
             without=lease_request.exclude,
             tokens=lease_request.tokens,
         )

@@ -61,10 +61,14 @@ def select_account(
     now: float,
     task: Capability = "chat",
     affinity: str = "",
+    preferred: str = "",
     without: Iterable[Account] = (),
     tokens: int = 0,
 ) -> Account | CapacityWait | Unavailable:
-    """Return the account for the next attempt at `model`; `without` lists those already tried."""
+    """Return the account for the next attempt at `model`; `without` lists those already tried.
+
+    `preferred` names the account whose prompt cache has the beginning of the prompt.
+    """
     fitting = [account for account in accounts if account.supports(model, task)]
     if not fitting:
         return Unavailable(_unknown_model_error(accounts, model))
@@ -93,7 +97,7 @@ def select_account(
     if not available:
         return _next_cooling(free, model, is_recheck=bool(tried))
     listing = [account for account in free if account.known_models is None or model in account.known_models]
-    return _by_affinity(listing or free, affinity)
+    return _by_affinity(listing or free, affinity, preferred)
 
 
 def _next_cooling(free: Sequence[Account], model: str, *, is_recheck: bool) -> Account:
@@ -107,14 +111,17 @@ def _next_cooling(free: Sequence[Account], model: str, *, is_recheck: bool) -> A
     return min(free, key=lambda account: account.cooldown_until(model))
 
 
-def _by_affinity(free: Sequence[Account], affinity: str) -> Account:
+def _by_affinity(free: Sequence[Account], affinity: str, preferred: str) -> Account:
     """Return the conversation's account by bounded loads, or the least loaded one without a conversation."""
     if len(free) == 1:
         return free[0]
     if not affinity:
         return min(free, key=lambda account: (account.load, account.requests / account.weight))
     bound = 1 + 1.25 * sum(account.load for account in free) / len(free)
-    return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
+    return max(
+        free,
+        key=lambda account: (account.load <= bound, account.name == preferred, _hash(affinity, account)),
+    )
 
 
 def _shortest_wait(candidates: Sequence[Account], now: float, tokens: int, wakes: float) -> CapacityWait:

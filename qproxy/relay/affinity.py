@@ -2,6 +2,7 @@
 
 `affinity_key` chooses the account, whose prompt cache the conversation has filled: by the client's own id of
 the session or of the cached prompt if it sends one, which holds even if a client rewrites its first messages.
+`prefix_keys` finds the account that a conversation has moved to (`accounts.prompt_homes`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,19 @@ def prompt_key(turn: Turn) -> str:
         if message.get("role") == "user":
             break
     return digest.hexdigest()
+
+
+def prefix_keys(turn: Turn) -> list[bytes]:
+    """Return a key of each beginning of a conversation, the longest last; a named session has one."""
+    session = turn.session or turn.params.get("prompt_cache_key")
+    if isinstance(session, str) and session:
+        return [affinity_key(turn).encode()]
+    digest, keys = hashlib.blake2b(digest_size=8), []
+    for message in turn.messages:
+        text = f"{message.get('role')}:{_first_messages(message.get('content'))}"
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        keys.append(digest.digest())
+    return keys
 
 
 def _first_messages(content: JSON) -> str:

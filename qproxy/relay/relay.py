@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+import trio
+
 from qproxy.accounts import AccountPool
-from qproxy.relay.affinity import affinity_key
+from qproxy.relay.affinity import affinity_key, prefix_keys
 from qproxy.relay.chat_attempt import ChatAttempt
 from qproxy.relay.event_stream import EventStream, UpstreamEventStream
 from qproxy.relay.fallback_search import FallbackSearch
@@ -95,10 +97,8 @@ class Relay:
                 self.cache_planner,
                 counts_tokens=self.accounts.counts_tokens,
             )
-            alone = len(self.accounts.accounts) == 1  # then there is no choice
-            loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))
             try:
-                return await loop.run(attempt, stack)
+                return await self._run(attempt, turn, model, record, stack)
             except QproxyError as error:
                 if not self.policy.fallbacks or record.permits_model is None:
                     raise
@@ -107,3 +107,18 @@ class Relay:
                 if found is None:
                     raise search.first_error from None
                 model, record.fallback = found, record.fallback or search.cause
+
+    async def _run(
+        self, attempt: ChatAttempt, turn: Turn, model: str, record: RelayRecord, stack: AsyncExitStack
+    ) -> UpstreamEventStream:
+        """Return the started response, if possible of the account that has the beginning of the prompt."""
+        if len(self.accounts.accounts) == 1:  # there is no choice
+            return await RetryLoop(self.accounts, model, record).run(attempt, stack)
+        homes, keys = self.accounts.prompt_homes, prefix_keys(turn)
+        home = homes.find(keys, trio.current_time())
+        loop = RetryLoop(self.accounts, model, record, affinity=affinity_key(turn), preferred=home)
+        stream = await loop.run(attempt, stack)
+        if record.account is not None:
+            record.cache_moves += home not in ("", record.account)
+            homes.remember(keys, record.account, trio.current_time())
+        return stream

@@ -143,12 +143,14 @@ class RetryLoop:
         *,
         task: Capability = "chat",
         affinity: str = "",
+        preferred: str = "",
     ) -> None:
         self._accounts = accounts
         self._model = model
         self._record = record
         self._task: Capability = task
         self._affinity = affinity
+        self._preferred = preferred
         self._started_at = trio.current_time()
         self._count = 0
         self._rechecks = 0
@@ -196,6 +198,7 @@ class RetryLoop:
             self._model,
             task=self._task,
             affinity=self._affinity,
+            preferred=self._preferred,
             without=self._excluded() if self._states else (),
             tokens=attempt.tokens,
             used=attempt.tokens_used,

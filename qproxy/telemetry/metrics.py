@@ -95,6 +95,9 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
         "Tool runs by the server; outcome is ok or failed"),
     MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "Duration of tool runs", _DURATION),
     MetricSpec("qproxy_rules_total", "counter", ("rule",), "Requests changed by a Qwen rule"),
+    MetricSpec("qproxy_prompt_cache_moves_total", "counter", ("account",),
+        "Requests that left the account whose prompt cache had their beginning, by the account that served "
+        "them"),
 )
 """Updated from finished records."""
 READ_METRICS: tuple[MetricSpec, ...] = (
@@ -260,6 +263,8 @@ class Metrics:
             child("qproxy_retries_total", record.endpoint).inc(story.retries)
         for failed in story.failures:
             child("qproxy_upstream_errors_total", failed.account, failed.code).inc()
+        if story.cache_moves:
+            child("qproxy_prompt_cache_moves_total", story.account or "").inc(story.cache_moves)
         for rule in story.rules:
             child("qproxy_rules_total", rule).inc()
         for kind, count in story.repairs.items():

@@ -89,6 +89,8 @@ class RelayRecord:
     rule_notes: tuple[str, ...] = ()
     model_notes: tuple[str, ...] = ()
     """Which retired model another one stands for."""
+    cache_moves: int = 0
+    """Times that another account served than the one whose prompt cache had the beginning of the prompt."""
     fallback: str = ""
     """Why a fallback model serves the request (`config.fallbacks.CAUSES`); "" if its own does."""
     service_tier: str = ""

@@ -2,7 +2,11 @@
 
 import json
 
-from qproxy.relay.affinity import affinity_key, prompt_key
+import trio
+
+from qproxy.accounts.prompt_homes import MAX_AGE, MAX_PROMPTS, PromptHomes
+from qproxy.emulator.faults import json_reply
+from qproxy.relay.affinity import affinity_key, prefix_keys, prompt_key
 from qproxy.wire.events import Turn
 from tests.helpers import HELLO, accounts, world
 
@@ -55,3 +59,53 @@ async def test_a_session_keeps_its_account():
                 found[session] = {await account(path, session, number, **body) for number in range(3)}
             assert all(len(hosts) == 1 for hosts in found.values())
             assert len(set.union(*found.values())) > 1
+
+
+def test_prefix_keys_grow_with_the_conversation():
+    """A longer conversation has the keys of the shorter one; a named session has one key."""
+    short, long = prefix_keys(turn("a", "b")), prefix_keys(turn("a", "b", "c"))
+    assert (long[:2], len(long)) == (short, 3)
+    assert prefix_keys(turn("a", "x"))[0] == short[0]
+    assert prefix_keys(turn("a", "x"))[1] != short[1]
+    assert prefix_keys(turn("a", session="s")) == prefix_keys(turn("b", "c", session="s"))
+
+
+def test_homes_are_bounded_in_number_and_age():
+    """The longest known beginning decides; old ones are forgotten, and the oldest of too many."""
+    homes = PromptHomes()
+    homes.remember([b"a"], "one", 0.0)
+    homes.remember([b"a", b"ab"], "two", 1.0)
+    assert homes.find([b"a", b"ab", b"abc"], 2.0) == "two"
+    assert homes.find([b"a", b"ax"], 2.0) == "one"
+    assert homes.find([b"a", b"ab"], 1.0 + MAX_AGE) == ""
+    assert homes.find([], 2.0) == ""
+    for number in range(MAX_PROMPTS):
+        homes.remember([str(number).encode()], "three", 3.0)
+    assert homes.find([b"a", b"ab"], 3.0) == ""
+
+
+async def test_a_conversation_that_moved_stays_where_its_prompt_is(autojump_clock):
+    """After a failure a conversation stays with the account that took it over; the move is counted."""
+    async with world(accounts=accounts("one", "two"), metrics_access="open") as it:
+        messages = [{"role": "user", "content": "hi"}]
+
+        async def account():
+            status, _, _ = await it.post({**HELLO, "messages": messages})
+            assert status == 200
+            messages.extend([{"role": "assistant", "content": "a"}, {"role": "user", "content": "more"}])
+            return dict(it.emulator.requests[-1].headers)["host"]
+
+        async def moves():
+            async with it.client.request("GET", "/metrics") as response:
+                lines = (await response.read()).decode().splitlines()
+            found = [line for line in lines if line.startswith("qproxy_prompt_cache_moves_total{")]
+            return sum(float(line.rpartition(" ")[2]) for line in found)
+
+        first = await account()
+        it.emulator.script(json_reply({"error": {"message": "busy", "code": "Throttling"}}, 429))
+        moved = await account()
+        assert moved != first
+        assert await moves() == 1
+        await trio.sleep(600)  # the cooldown is over, and the first account could be used again
+        assert await account() == moved
+        assert await moves() == 1

@@ -102,6 +102,7 @@ def test_every_metric_is_exported():
     metrics.record(record(), 0.5, 0.75)
     spoken = record(responses=[ResponseTokens(TokenEstimate(50, 0.25))])
     spoken.relay.units["characters"] = 12
+    spoken.relay.cache_moves = 1
     metrics.record(spoken)
     metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ_METRICS})
     names = set()
