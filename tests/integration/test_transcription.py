@@ -185,6 +185,16 @@ async def test_a_short_recording_without_all_times(autojump_clock):
         assert it.sound()
 
 
+async def test_times_that_no_model_gives():
+    """Without a model for files a transcript with some times is an error, not shorter subtitles."""
+    rows = (ModelRow("house-listener", transcription="recognition", tasks=["transcription"]),)
+    async with world(model_rows=rows) as it:
+        whole = {"text": "One. Two.", "sentence": {"text": "Two.", "begin_time": 0, "end_time": 1}}
+        it.emulator.script(json_reply({"output": whole, "usage": {"duration": 2}}))
+        status, _, text = await listen(it, model="house-listener", response_format="srt")
+        assert (status, refusal(json.loads(text)).code) == (502, "upstream_incomplete_times")
+
+
 async def test_a_file_as_a_task(autojump_clock):
     """The recording is uploaded, the task submitted to the same account, polled, and its result loaded."""
     async with world(**HOSTS) as it:

@@ -117,15 +117,15 @@ class _Job:
             return await self._transcribe(None)
         if self._translates:
             _check_translation(request, relay.policy.audio_translation_model)
-        plan = transcription.make_plan(request, served, relay.policy.catalog, self.audio)
+        catalog = relay.policy.catalog
+        plan = transcription.make_plan(request, served, catalog, self.audio)
         try:
             return await self._transcribe(plan)
         except UpstreamError as error:  # the head of most formats does not say how long they are
-            if plan.is_task or not needs_file_model(error, self.audio):
+            has_other = not plan.is_task and catalog.get(served).file_model is not None
+            if not has_other or not needs_file_model(error, self.audio):
                 raise
-        plan = transcription.make_plan(
-            request, served, relay.policy.catalog, self.audio, needs_file_model=True
-        )
+        plan = transcription.make_plan(request, served, catalog, self.audio, needs_file_model=True)
         return await self._transcribe(plan)
 
     async def _transcribe(self, plan: transcription.TranscriptionPlan | None) -> HTTPResponse:

@@ -122,10 +122,9 @@ def _context(request: TranscriptionInput, service: Service) -> str:
     return request.prompt[:MAX_CONTEXT] if service == "recognition" else ""
 
 
-def _language_fields(request: TranscriptionInput, taken: int) -> list[str]:
-    """Return the names of the fields whose languages are dropped, if the first `taken` are sent."""
-    fields = ["language"] * request.language + ["languages"] * (len(request.languages) - request.language)
-    return fields[taken:]
+def _language_fields(request: TranscriptionInput) -> list[str]:
+    """Return the name of the field of each language."""
+    return ["language"] * request.language + ["languages"] * (len(request.languages) - request.language)
 
 
 def _one_language(request: TranscriptionInput) -> tuple[dict[str, JSON], list[str]]:
@@ -133,7 +132,7 @@ def _one_language(request: TranscriptionInput) -> tuple[dict[str, JSON], list[st
     codes = list(dict.fromkeys(map(languages.code_of, request.languages)))
     if len(codes) == 1 and codes[0] in languages.CHAT:
         return {"language": codes[0]}, []
-    return {}, _language_fields(request, 0)  # mixed speech has none
+    return {}, _language_fields(request)  # mixed speech has none
 
 
 def _chat(request: TranscriptionInput, spec: ModelSpec) -> tuple[dict[str, JSON], list[str]]:
@@ -148,7 +147,7 @@ def _recognition(request: TranscriptionInput, spec: ModelSpec) -> tuple[dict[str
     dropped = _set_fields(request, "enable_itn")
     limits = spec.limits or {}
     most = limits.get("languages", MAX_HINTS)
-    names = _language_fields(request, 0)
+    names = _language_fields(request)
     hints: list[str] = []
     for name, language in zip(names, request.languages, strict=True):
         code = languages.code_of(language)
@@ -189,7 +188,7 @@ def _files(request: TranscriptionInput, spec: ModelSpec) -> tuple[dict[str, JSON
     parameters: dict[str, JSON] = {"channel_id": [0]}
     if request.format == DIARIZED:
         parameters["diarization_enabled"] = True
-    return parameters, [*_language_fields(request, 0), *_set_fields(request, "enable_itn", *_NO_CONTEXT)]
+    return parameters, [*_language_fields(request), *_set_fields(request, "enable_itn", *_NO_CONTEXT)]
 
 
 def _set_fields(request: TranscriptionInput, *names: str) -> list[str]:
