@@ -36,6 +36,7 @@ PAGE = HelpPage(
     examples={
         "qproxy check": "check everything",
         "qproxy check --offline": "make no connections",
+        "qproxy check --cost": "say what would have saved most",
         "qproxy check http://127.0.0.1:8080/v1 --model my-model": "check your own Qwen server",
         "qproxy check https://example.com/v1 --key - < key.txt": "read the key from standard input",
     },
@@ -60,6 +61,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--offline",
         action="store_true",
         help="make no connections; with a URL, send only requests that cost nothing",
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="say what would have saved most, from the usage ledger"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -96,6 +100,10 @@ def _findings(arguments: argparse.Namespace) -> Sequence[Finding]:
         return _check_url(config, arguments)
     if arguments.key is not None:
         raise ConfigError("--key requires the URL of a server.")
+    if arguments.cost:
+        from qproxy.diagnostics.costs import check_costs
+
+        return trio.run(check_costs, config)
     return _check_server(config, arguments)
 
 
