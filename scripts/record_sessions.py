@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/record_sessions.py
 
-A message is its role, a number that stands for its text, and the number of its words. Shapes and pauses are
-those that the programs show against `qproxy emulator`; a seed makes them repeat.
+A message is its role, a number that stands for its text, and the number of its words. The lengths and
+pauses are assumptions about such programs, not measurements of them; a seed makes them repeat.
 """
 
 import json
