@@ -1,4 +1,8 @@
-"""`qproxy check --cost`: what would save most, from the usage ledger; each estimate names its assumption."""
+"""`qproxy check --cost`: what would save most, from the usage ledger.
+
+Each figure is an estimate that names its assumption, because the ledger has no texts: nothing knows whether
+two prompts begin alike, or whether a smaller model is good enough.
+"""
 
 from __future__ import annotations
 
