@@ -174,6 +174,8 @@ INVALID = {
     "no metadata": ("/{id}", {}, "metadata", "missing_required_parameter"),
     "no items": ("/{id}/items", {}, "items", "missing_required_parameter"),
     "a known id": ("/{id}/items", {"items": [{**HELLO, "id": "msg_1"}]}, "items", "invalid_value"),
+    "an id twice": ("/{id}/items", {"items": [{**HELLO, "id": "msg_2"}] * 2}, "items", "invalid_value"),
+    "an id twice at its creation": ("", {"items": [{**HELLO, "id": "msg_1"}] * 2}, "items", "invalid_value"),
     "an unknown reference": (
         "/{id}/items", {"items": [{"type": "item_reference", "id": "x"}]}, "input", None
     ),

@@ -91,10 +91,6 @@ class ConversationRoutes:
     async def _add_items(self, id: str) -> HTTPResponse:
         before = {item["id"] for item in await self._items(id)}
         items = await self._decode_items(await self._body(), before, required=True)
-        known = next((item["id"] for item in items if item["id"] in before), None)
-        if known is not None:
-            message = f"The conversation has an item with the id {known[:100]!r} already."
-            raise RequestError(message, param="items", code="invalid_value")
         try:
             await self._store(id).append(client_owner(), id, items)
         except ConversationNotFound:  # deleted since

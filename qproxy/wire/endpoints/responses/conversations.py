@@ -59,9 +59,21 @@ def decode_items(
     if len(validation.array(value, "items")) > MAX_ITEMS:
         message = f"Invalid 'items': {len(value)} items, the limit is {MAX_ITEMS}."
         raise RequestError(message, param="items", code="array_above_max_length")
-    return input_items.parse_items(
+    items, ignored = input_items.parse_items(
         value, response=source, known=known, before=before, unseal=unseal, field="items"
     )
+    _reject_duplicates(items, before)
+    return items, ignored
+
+
+def _reject_duplicates(items: Sequence[JSON], before: Collection[str]) -> None:
+    """Raise RequestError for an id that the conversation or another one of the items has."""
+    seen = set(before)
+    for item in items:
+        if item["id"] in seen:
+            message = f"The conversation would have two items with the id {item['id'][:100]!r}."
+            raise RequestError(message, param="items", code="invalid_value")
+        seen.add(item["id"])
 
 
 def conversation_object(id: str, created: int, metadata: Mapping[str, str]) -> dict[str, JSON]:
