@@ -57,10 +57,11 @@ class DashboardRoutes:
         yield self._route("/login", "GET", self._form, admitted=False)
         yield self._route("/login", "POST", self._login, admitted=False)
         yield self._route("/logout", "POST", self._logout, admitted=False)
-        yield Route("/dashboard/static/<name>", ("GET",), self._static, Access.SESSION, versioned=False)
+        yield Route("/dashboard/static/<path:name>", ("GET",), self._static, Access.SESSION, versioned=False)
         for family in self._families:
             for method, path, view in family.views():
                 yield self._route(path, method, view)
+        yield self._route("/<path:name>", "GET", _unknown_page)
 
     def _route(self, path: str, method: str, view: View, *, admitted: bool = True) -> Route:
         served = partial(self._serve, view, method, admitted)
@@ -136,3 +137,9 @@ def safe_redirect(target: str) -> str:
     inside = target == auth.PATH or target.startswith(f"{auth.PATH}/")
     plain = all(char.isalnum() or char in "/-_.~%" for char in target) and target.isascii()
     return target if inside and plain and ".." not in target else auth.PATH
+
+
+async def _unknown_page(visit: PageRequest, name: str) -> HTTPResponse:
+    """Reject the path of no page."""
+    message = f"There is no page /dashboard/{name[:100]}."
+    raise RequestError(message, status=404, code="unknown_url")

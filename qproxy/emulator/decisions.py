@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator.errors import ApiError
 
 OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
@@ -35,7 +36,7 @@ def _shares(text: str, options: list[str]) -> list[float]:
 
 def system_one(body: Any) -> dict[str, Any]:
     """The answer of the decision model."""
-    if body.get("model") != "decision-model-preview":
+    if not package_catalog().get(str(body.get("model"))).is_for("decision"):
         raise ApiError(404, f"Model not exist: {body.get('model')}", "ModelNotFound")
     state = body["state"] if isinstance(body["state"], str) else json.dumps(body["state"])
     answers = {id: _answer(state, question) for id, question in body["questions"].items()}

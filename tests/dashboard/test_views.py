@@ -16,7 +16,7 @@ from qproxy.backends.local import key_file
 from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
 from qproxy.config.tools import ToolConfig
 from qproxy.dashboard import summaries
-from qproxy.dashboard.views import connect
+from qproxy.dashboard.views import connect, overview
 from qproxy.emulator import Emulator, IdentityServer
 from qproxy.ledger import Pricing
 from qproxy.ledger.rows import to_row
@@ -581,3 +581,26 @@ def _check_escaped(page, where):
     assert "<img src=x" not in page.html, where
     for tag, values in page.elements:
         assert not any(name.startswith("on") for name in values), (where, tag, values)
+
+
+@pytest.mark.parametrize("name", overview.PERIODS)
+def test_periods_are_on_whole_slots(name):
+    """Charts begin and end at round times, and the present is in the last slot."""
+    period = overview.PERIODS[name]
+    width = period.seconds / period.slots
+    for now in (1_760_000_000.0, 1_760_000_000.25, 1_760_003_599.9):
+        since, until = period.span(now)
+        assert (since % width, until % width, until - since) == (0, 0, period.seconds)
+        assert until - width <= now < until
+
+
+async def test_the_path_of_no_page_is_a_page():
+    """It has status 404, the message, and a way back; without a login it is the login page."""
+    async with world(admin_key=ADMIN_KEY) as it:
+        browser = Browser(it.app)
+        assert (await browser.get("/dashboard/nope/x")).status == 303
+        await browser.login()
+        page = await browser.get("/dashboard/nope/x")
+        assert page.status == 404
+        assert "There is no page /dashboard/nope/x." in page.text
+        assert page.headers["content-type"].startswith("text/html")

@@ -36,6 +36,12 @@ class ChartPeriod:
     seconds: float
     slots: int
 
+    def span(self, now: float) -> tuple[float, float]:
+        """Return the start and the end of the period around `now`, both on whole slots of UTC."""
+        width = self.seconds / self.slots
+        until = (now // width + 1) * width
+        return until - self.seconds, until
+
 
 PERIODS = {
     period.name: period
@@ -81,7 +87,7 @@ class OverviewPages:
 
     async def _page(self, visit: PageRequest) -> HTTPResponse:
         period, now = PERIODS.get(visit.query.get("period", ""), PERIODS["24h"]), self._wall_clock()
-        since, until = now - period.seconds, now + 1
+        since, until = period.span(now)
         found = await ledger.ask(self._server.state, lambda file: file.history(since, until, period.slots))
         recent = await ledger.ask(self._server.state, lambda file: file.recent_requests(RECENT))
         replicas, of_all_machines = await self._server.state.replicas()
