@@ -74,7 +74,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         counts_tokens: bool,
     ) -> None:
         """With `counts_tokens` an account limits them, and an attempt reserves what it may use."""
-        self._wants_flex = wants_flex(turn)
+        self._names_tier = "service_tier" in turn.params
+        self._wants_flex = self._names_tier and wants_flex(turn)
         self._turn = without_tier(turn) if self._wants_flex else turn
         self._token_ratios = token_ratios
         self._cache_planner = cache_planner
@@ -107,7 +108,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         """Send the turn, and return its response once the first event is there."""
         tokens = ResponseTokens(self._estimate)
         try:
-            stream = await self._start_tier(account, credential, stack, tokens)
+            start = self._start_tier if self._names_tier else self._start
+            stream = await start(account, credential, stack, tokens)
         except trio.Cancelled:  # the upstream has the prompt, and may have generated most of its response
             self._note_tokens(tokens)
             raise
@@ -129,7 +131,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         spec = self._policy.catalog.get(self._model)
         if not self._wants_flex or not can_serve_flex(account, spec, self._turn):
             stream = await self._start(account, credential, stack, tokens)
-            if self._wants_flex:
+            if self._wants_flex or (self._names_tier and account.provider_family == "dashscope"):
                 stream.prepend(ExtraFields({"service_tier": DEFAULT}, "chunk"))
             return stream
         policy, cause = self._policy.flex, "it took too long"

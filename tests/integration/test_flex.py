@@ -146,3 +146,11 @@ async def test_a_completion_window_is_for_the_background():
             answer = (await it.get(f"/v1/responses/{answer['id']}"))[1]
         assert (answer["status"], answer["service_tier"]) == ("completed", "flex")
         assert hosts(it) == ["batch.test"]
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "priority"])
+async def test_other_tiers_are_the_usual_one(tier):
+    """A chat that requests another tier is told that the usual one has served it."""
+    async with served() as it:
+        assert (await it.post({**HELLO, "service_tier": tier}))[2]["service_tier"] == "default"
+        assert hosts(it) == ["one.test"]
