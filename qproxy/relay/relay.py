@@ -98,6 +98,8 @@ class Relay:
                 counts_tokens=self.accounts.counts_tokens,
             )
             try:
+                if len(self.accounts.accounts) == 1:  # there is no choice
+                    return await RetryLoop(self.accounts, model, record).run(attempt, stack)
                 return await self._run(attempt, turn, model, record, stack)
             except QproxyError as error:
                 if not self.policy.fallbacks or record.permits_model is None:
@@ -112,8 +114,6 @@ class Relay:
         self, attempt: ChatAttempt, turn: Turn, model: str, record: RelayRecord, stack: AsyncExitStack
     ) -> UpstreamEventStream:
         """Return the started response, if possible of the account that has the beginning of the prompt."""
-        if len(self.accounts.accounts) == 1:  # there is no choice
-            return await RetryLoop(self.accounts, model, record).run(attempt, stack)
         homes, keys = self.accounts.prompt_homes, prefix_keys(turn)
         home = homes.find(keys, trio.current_time())
         loop = RetryLoop(self.accounts, model, record, affinity=affinity_key(turn), preferred=home)

@@ -124,7 +124,11 @@ REFUSALS = {
     "a limited upstream": ({"body": {**ASK, "model": "fault-429"}}, 429, "rate_limit_error"),
     "another method": ({"method": "DELETE"}, 405, "invalid_request_error"),
     "an unknown path": ({"path": "/v1/messages/batches"}, 404, "not_found_error"),
-    "an unknown path with the version": ({"path": "/v1/skills/x", "headers": [VERSION]}, 404, "not_found_error"),
+    "an unknown path with the version": (
+        {"path": "/v1/skills/x", "headers": [VERSION]},
+        404,
+        "not_found_error",
+    ),
     "an unknown model in the list": (
         {"method": "GET", "path": "/v1/models/none", "headers": [KEY, VERSION], "body": b""},
         404,
