@@ -188,13 +188,16 @@ class BatchRunner:
             yield batches.parse_line(number + 1, buffer, batch["endpoint"])
 
     async def _run_line(self, owner: str, batch: Batch, line: BatchLine) -> None:
+        """Send a line and store its result; the next line waits for both, so that a killed process repeats at
+        most `batch_parallel` lines."""
         try:
             status, request_id, body = await self._send(owner, batch["endpoint"], line)
+            response = {"status_code": status, "request_id": request_id, "body": body}
+            result = batches.output_line(f"batch_req_{secrets.token_hex(12)}", line.custom_id, response)
+            ok = status < 400
+            await self._store.add_result(self._holder, batch["id"], line.number, ok=ok, result=result)
         finally:
             self._slots.release()
-        response = {"status_code": status, "request_id": request_id, "body": body}
-        result = batches.output_line(f"batch_req_{secrets.token_hex(12)}", line.custom_id, response)
-        await self._store.add_result(self._holder, batch["id"], line.number, ok=status < 400, result=result)
 
     async def _send(self, owner: str, path: str, line: BatchLine) -> tuple[int, str, object]:
         """Return the status, the request's ID and the body of the response to a line."""
