@@ -49,6 +49,7 @@ from qproxy.relay.model_lists import ModelListStore
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.batch_store import BatchStore
+from qproxy.server.completion_store import CompletionStore
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.file_store import FileStore
 from qproxy.server.replicas import SharedStateMonitor
@@ -90,8 +91,9 @@ class Backends:
     conversations: ConversationStore | None
     """None if responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
+    completions: CompletionStore | None
     open_stores: Callable[[Config], ResponseStores] = store_opener(None)
-    """Opens these three for changed settings."""
+    """Opens these for changed settings."""
     files: FileStore
     batches: BatchStore
     tool_rounds: ToolRoundStore
@@ -144,6 +146,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         responses=stores.responses,
         conversations=stores.conversations,
         response_runs=stores.response_runs,
+        completions=stores.completions,
         open_stores=open_stores,
         tool_rounds=open_tool_rounds(config, shared.stores),
         reasoning=open_reasoning(config, shared.stores),
@@ -168,6 +171,7 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         response_runs=stores.response_runs,
         files=open_files(config),
         batches=open_batches(config),
+        completions=stores.completions,
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,

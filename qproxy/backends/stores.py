@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qproxy.backends.local.batch_store import SqliteBatches
+from qproxy.backends.local.chat_completions import SqliteCompletions
 from qproxy.backends.local.conversations import SqliteConversations
 from qproxy.backends.local.file_store import DirectoryFileStore
 from qproxy.backends.local.files import FILES_DATABASE
@@ -36,7 +37,7 @@ MAX_REASONING = 64 * 1024 * 1024
 def open_stores(config: Config) -> ResponseStores:
     """Return this machine's stores of the Responses API: one file or, with a smaller bound, memory."""
     if not config.store_responses:
-        return ResponseStores(None, None, None)
+        return ResponseStores(None, None, None, None)
     path = Path(config.responses_file) if config.responses_file else None
     max_age, timeout = config.responses_max_age, config.store_timeout
     max_bytes = config.responses_max_bytes if path else min(config.responses_max_bytes, MAX_MEMORY_STORE)
@@ -44,6 +45,7 @@ def open_stores(config: Config) -> ResponseStores:
         SqliteResponseStore(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout),
         SqliteConversations(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout),
         SqliteResponseRuns(path, max_bytes=max_bytes, timeout=timeout),
+        SqliteCompletions(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout),
     )
 
 

@@ -115,6 +115,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         compactor=previous.compactor.renewed(on_overflow=config.compact_on_overflow),
         responses=stores.responses,
         conversations=stores.conversations,
+        completions=stores.completions,
         response_runs=stores.response_runs,
         pricing=telemetry.build_pricing(config, catalog),
         unpriced_models=config.unpriced_models,

@@ -144,6 +144,7 @@ def build_state(
         compactor=Compactor(open_text_sealer(config), on_overflow=config.compact_on_overflow),
         responses=backends.responses,
         conversations=backends.conversations,
+        completions=backends.completions,
         response_runs=backends.response_runs,
         open_stores=backends.open_stores,
         files=backends.files,

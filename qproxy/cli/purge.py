@@ -86,7 +86,7 @@ async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
     async def delete(stores: ResponseStores) -> int:
         deleted = [
             sum([await store.delete_owner(key.digest) for key in keys])
-            for store in (stores.responses, stores.conversations, stores.response_runs)
+            for store in (stores.responses, stores.conversations, stores.response_runs, stores.completions)
             if store is not None
         ]
         return deleted[0] if deleted else 0

@@ -44,6 +44,7 @@ from qproxy.server.routes.openapi import OpenApiRoutes
 from qproxy.server.routes.realtime import RealtimeRoutes
 from qproxy.server.routes.response_socket import ResponseSocketRoutes
 from qproxy.server.routes.responses import HISTORIES, ResponseRoutes
+from qproxy.server.routes.stored_completions import CHAT_PATH, CompletionHistory, StoredCompletionRoutes
 from qproxy.server.routes.token_counting import TokenCountRoutes
 from qproxy.server.state import BackgroundTask, Route, RouteGroup, ServerState, StateHolder
 from qproxy.wire.endpoints import OPENAI
@@ -167,7 +168,8 @@ class Server:
         self.state = state
         metrics = MetricsRoutes(self)
         groups: list[RouteGroup] = [
-            GenerationRoutes(self, state.endpoints, HISTORIES), EmbeddingRoutes(self),
+            GenerationRoutes(self, state.endpoints, {**HISTORIES, CHAT_PATH: CompletionHistory}),
+            EmbeddingRoutes(self), StoredCompletionRoutes(self),
             TokenCountRoutes(self), ResponseRoutes(self), ConversationRoutes(self), InfoRoutes(self),
             AdminLoginRoutes(self), RealtimeRoutes(self), ResponseSocketRoutes(self, lambda: self.middleware),
             metrics, *(family(self) for family in FAMILIES),

@@ -35,6 +35,7 @@ from qproxy.server.authentication import Access, Authentication
 from qproxy.server.background_runs import BackgroundRuns
 from qproxy.server.batch_runner import BatchRunner
 from qproxy.server.batch_store import BatchStore
+from qproxy.server.completion_store import CompletionStore
 from qproxy.server.conversation_store import ConversationStore
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.file_store import FileStore
@@ -138,6 +139,7 @@ class ServerState:
     responses: ResponseStore | None
     """Stored responses; None when they are not stored."""
     conversations: ConversationStore | None
+    completions: CompletionStore | None
     """None when responses are not stored, as for `response_runs`."""
     response_runs: ResponseRunStore | None
     open_stores: Callable[[Any], ResponseStores]

@@ -595,6 +595,7 @@ class Fakes:
             login_sessions=FakeLoginSessions,
             responses=self.responses,
             conversations=self.conversations,
+            completions=None,
             response_runs=self.response_runs,
             files=open_files(Config()),
             batches=open_batches(Config()),

@@ -30,6 +30,7 @@ RENEWED_IF_CHANGED: dict[str, dict] = {
     "tool_runtime": {"max_tool_rounds": 3},
     "responses": {"store_timeout": 1.0},
     "conversations": {"store_timeout": 1.0},
+    "completions": {"store_timeout": 1.0},
     "response_runs": {"store_timeout": 1.0},
 }
 """Parts that are kept unless one of their settings changed."""

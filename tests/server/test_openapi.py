@@ -200,7 +200,8 @@ async def play(sequence):
                 data = await response.read()
             assert response.status != 500, (method, path, fields, body)
             if response.status >= 400:
-                keys = {"message", "type"} if "/messages" in path else {"message", "type", "param", "code"}
+                anthropic = path.startswith(("/messages", "/v1/messages"))
+                keys = {"message", "type"} if anthropic else {"message", "type", "param", "code"}
                 assert set(json.loads(data)["error"]) == keys
         assert it.sound()
         assert (await it.post(HELLO))[0] == 200

@@ -42,7 +42,6 @@ def test_every_path_of_the_sdk_is_served_or_named():
 
 
 PLANNED = {
-    "/chat/completions/{}", "/chat/completions/{}/messages",
     "/responses/compact", "/responses/input_tokens", "/uploads",
     "/uploads/{}/cancel", "/uploads/{}/complete", "/uploads/{}/parts",
 }  # fmt: skip

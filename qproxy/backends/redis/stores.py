@@ -38,7 +38,8 @@ class RedisStores:
         )
         assert local.conversations is not None
         conversations = RedisConversations(self._client, self._sealer, local.conversations, max_age=max_age)
-        return ResponseStores(responses, conversations, RedisResponseRuns(self._client, self._sealer))
+        runs = RedisResponseRuns(self._client, self._sealer)
+        return ResponseStores(responses, conversations, runs, local.completions)
 
     def open_tool_rounds(self, local: ToolRoundStore, *, seconds: float) -> RedisToolRounds:
         """Return the store of hidden tool rounds."""

@@ -63,6 +63,10 @@ class NoHistory:
         """Start a response in the background, and return the client's first response."""
         raise NotImplementedError
 
+    def encoder(self, turn: Turn, encoder: StreamEncoder) -> StreamEncoder:
+        """Return the encoder of a stream, with what this history needs around it."""
+        return encoder
+
     def record_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
         """Prepare to save the events of a stream, for a client whose connection breaks."""
 
@@ -199,7 +203,7 @@ def _stream_response(
     answer: EventStream,
     in_flight: InFlightRequest,
 ) -> HTTPResponse:
-    record, encoder = request_context.record(), endpoint.encoder(turn)
+    record, encoder = request_context.record(), history.encoder(turn, endpoint.encoder(turn))
     history.record_stream(turn, encoder)
     body = SSEBody(
         answer,

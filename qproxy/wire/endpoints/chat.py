@@ -106,8 +106,12 @@ def decode(
     request_id: str = "",
     default_model: str | None,
     max_messages: int,
+    stores: bool = False,
 ) -> Turn:
-    """Return the turn of a request body. Raises RequestError naming the invalid field."""
+    """Return the turn of a request body. Raises RequestError naming the invalid field.
+
+    With `stores` the server itself does what `store` asks for, and no upstream is asked to.
+    """
     body = validation.body(body)
     model = validation.require_model(body, default_model)
     fields = validation.check_fields(body, FIELDS)
@@ -118,6 +122,8 @@ def decode(
     options = fields.get("stream_options") or {}
     stream = fields.get("stream", False)
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
+    if stores:
+        params.pop("store", None)
     if declared.legacy_functions:
         params["parallel_tool_calls"] = False  # the deprecated shape has room for one call
     return Turn(
