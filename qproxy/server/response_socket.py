@@ -2,8 +2,8 @@
 
 A lane is a queue with a task while it has messages: responses of a lane follow each other, those of several
 run concurrently. All tasks belong to one nursery, which the client's disconnect cancels with everything that
-is done for them. Nothing is read ahead of a full queue, so a client can make the server hold no more than
-`max_queued_bytes` and one message.
+is done for them. Messages are always read, since only reading notices that disconnect: beyond
+`max_queued_bytes` that wait, further ones are refused.
 
 The latest response of each lane stays in memory with its whole conversation, even one with `store: false`, so
 that the client sends only what is new. It is forgotten when the lane has another one, when continuing it
@@ -75,7 +75,6 @@ class ResponseSocket:
         self._lanes: dict[str | None, Lane] = {}
         self._slots = trio.CapacityLimiter(socket_events.MAX_IN_FLIGHT)
         self._queued_bytes = 0
-        self._room = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:
         running = sum(lane.is_running for lane in self._lanes.values())
@@ -90,10 +89,11 @@ class ResponseSocket:
             lane = self._lanes[stream_id] = Lane(stream_id)
         return lane
 
-    async def add(self, lane: Lane, message: ClientMessage, nursery: trio.Nursery) -> None:
-        """Answer a message when those before it in its lane are answered; wait while the queues are full."""
-        while self._queued_bytes > self._max_queued_bytes:
-            await self._room.park()
+    def add(self, lane: Lane, message: ClientMessage, nursery: trio.Nursery) -> None:
+        """Answer a message when those before it in its lane are answered.  Raises RequestError if the
+        messages that wait are too large together."""
+        if self._queued_bytes > self._max_queued_bytes:
+            raise socket_events.queue_full(self._max_queued_bytes)
         lane.queue.append(message)
         self._queued_bytes += len(message.data)
         if not lane.is_running:
@@ -112,7 +112,6 @@ class ResponseSocket:
                     break
                 message = lane.queue.popleft()
                 self._queued_bytes -= len(message.data)
-                self._room.unpark_all()
                 await self._answer(lane, message)
                 del message  # it may be large, and the next one may take long
         lane.is_running = False

@@ -492,6 +492,23 @@ async def test_the_end_cancels_everything(end, autojump_clock):
         assert await leftovers(it) == before
 
 
+async def test_the_end_is_noticed_while_the_queue_is_full(autojump_clock):
+    """Messages beyond `max_body_bytes` that wait are refused, so that the client's end is still read."""
+    async with world(max_body_bytes=20_000) as it, connect(it.app) as client:
+        it.emulator.script(ScriptedReply((PauseStep(1000),)))
+        await client.send(create())
+        await trio.sleep(1)
+        for _ in range(4):
+            await client.send(create("x" * 15_000))
+        for _ in range(2):
+            assert (await finished(client))["code"] == "request_too_large"
+        with trio.fail_after(1):
+            await _close(client)
+            await it.emulator.requests[0].disconnected.wait()
+            await until(it.sound)
+        assert len(it.emulator.requests) == 1
+
+
 @asynccontextmanager
 async def over_http2(app):
     """Yield functions that send a message and receive an event on a stream of an HTTP/2 connection."""

@@ -132,11 +132,9 @@ class _Connection:
         try:
             if message.type != socket_events.CREATE:
                 raise socket_events.unknown_type(message.type)
-            lane = self._socket.lane(message.stream_id)
+            self._socket.add(self._socket.lane(message.stream_id), message, lanes)
         except RequestError as error:
             await _send_error(message.stream_id, error)
-        else:
-            await self._socket.add(lane, message, lanes)
 
     async def _serve(self, lane: Lane, message: ClientMessage) -> None:
         """Serve a message as a request of its own, and send its events."""

@@ -104,6 +104,15 @@ def too_many_lanes() -> RequestError:
     return RequestError(message, param="stream_id", code="websocket_stream_limit_reached")
 
 
+def queue_full(max_bytes: int) -> RequestError:
+    """Return the error for a message on a connection whose waiting messages are too large together."""
+    message = (
+        f"The messages that wait on this connection are larger than {max_bytes:,} bytes (max_body_bytes). "
+        "Send this one again when responses have ended."
+    )
+    return RequestError(message, status=413, code="request_too_large")
+
+
 def connection_expired(seconds: float) -> RequestError:
     """Return the error that ends a connection after its lifetime, for which clients open another one."""
     message = (
