@@ -128,7 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     print_note("")
     code = check.run(
-        argparse.Namespace(config=path, url=None, key=None, model=None, json=False, offline=arguments.offline)
+        argparse.Namespace(
+            config=path, url=None, key=None, model=None, json=False, offline=arguments.offline, cost=False
+        )
     )
     print_note(f"\nNext: qproxy serve{'' if arguments.config is None else f' --config {path}'}")
     return code

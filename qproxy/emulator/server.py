@@ -276,11 +276,13 @@ class Emulator:
         is_native = path.startswith(native.ROOT)
         try:
             identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
+            if identity is not None:
+                return identity
             if seen.method == "GET" and seen.path in families.RESULTS:
                 return families.RESULTS[seen.path](seen)
             if (public := self.file_tasks.public_reply(seen)) is not None:
                 return public
-            denied = identity or self._authentication_error(seen)
+            denied = self._authentication_error(seen)
             if denied is not None:
                 return native.translate(denied) if is_native else denied
             if path == MODELS_PATH:

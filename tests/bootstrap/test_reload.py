@@ -23,7 +23,7 @@ RENEWED = {
     "pricing", "body_logger", "redact", "compactor",
 }  # fmt: skip
 """Parts that every reload builds again."""
-VALUES = {"default_model", "root_path"}
+VALUES = {"default_model", "root_path", "unpriced_models"}
 """Plain settings."""
 RENEWED_IF_CHANGED: dict[str, dict] = {
     "concurrency": {"max_requests": 7},

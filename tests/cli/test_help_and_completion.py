@@ -122,7 +122,7 @@ def test_serve_groups_its_settings(capsys, monkeypatch):
     """The help of `serve` has every setting once, in titled groups, with its default."""
     monkeypatch.setenv("COLUMNS", "80")
     text = page("serve", capsys)
-    flags = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+    flags = re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE)
     settings = [name.replace("_", "-") for names in setting_groups().values() for name in names]
     assert flags == ["config", *settings]
     assert [title for title in setting_groups() if f"\n{title}:\n" not in text] == []

@@ -101,6 +101,7 @@ def _background_options(value: JSON, param: str) -> JSON:
     return options
 
 
+validation.with_schema(_background_options, type="object")
 FIELDS = {
     "temperature": validation.number(0, 2),
     "top_p": validation.number(0, 1),
