@@ -39,6 +39,7 @@ from qproxy.backends.stores import (
     open_reasoning,
     open_stores,
     open_tool_rounds,
+    open_uploads,
     store_opener,
 )
 from qproxy.config import Config
@@ -56,6 +57,7 @@ from qproxy.server.replicas import SharedStateMonitor
 from qproxy.server.response_runs import ResponseRunStore
 from qproxy.server.response_store import ResponseStore
 from qproxy.server.stores import ResponseStores
+from qproxy.server.upload_store import UploadStore
 from qproxy.telemetry.audit import AuditLog
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class Backends:
     """Opens these for changed settings."""
     files: FileStore
     batches: BatchStore
+    uploads: UploadStore
     tool_rounds: ToolRoundStore
     reasoning: ReasoningStore | None
     """None if ciphertext of reasoning is not kept."""
@@ -171,6 +174,7 @@ def _open_local(config: Config, ledger: UsageLedger | None) -> Backends:
         response_runs=stores.response_runs,
         files=open_files(config),
         batches=open_batches(config),
+        uploads=open_uploads(config),
         completions=stores.completions,
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),

@@ -18,12 +18,14 @@ from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.response_runs import SqliteResponseRuns
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
+from qproxy.backends.local.upload_store import SqliteUploads
 from qproxy.config import Config
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.batch_store import BatchStore
 from qproxy.server.file_store import FileStore
 from qproxy.server.stores import ResponseStores
+from qproxy.server.upload_store import UploadStore
 
 if TYPE_CHECKING:
     from qproxy.backends.redis.stores import RedisStores
@@ -63,6 +65,12 @@ def open_batches(config: Config) -> BatchStore:
     """Return this machine's store of batches, beside its files."""
     path = Path(config.files_directory) / FILES_DATABASE if config.files_directory else None
     return SqliteBatches(path, max_age=config.files_max_age, timeout=config.store_timeout)
+
+
+def open_uploads(config: Config) -> UploadStore:
+    """Return this machine's store of uploads, beside its files."""
+    path = Path(config.files_directory) / FILES_DATABASE if config.files_directory else None
+    return SqliteUploads(path, max_bytes=config.files_max_bytes, timeout=config.store_timeout)
 
 
 def store_opener(shared: RedisStores | None) -> Callable[[Config], ResponseStores]:

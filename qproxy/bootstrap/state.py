@@ -149,6 +149,7 @@ def build_state(
         open_stores=backends.open_stores,
         files=backends.files,
         batches=backends.batches,
+        uploads=backends.uploads,
         batch_runner=batch_runner,
         background_runs=BackgroundRuns(),
         stream_recorder=stream_recorder,

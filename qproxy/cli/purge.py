@@ -81,7 +81,7 @@ def find_keys(config: Config, name: str) -> list[ApiKey]:
 
 async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
     from qproxy.backends.shared_commands import with_stores
-    from qproxy.backends.stores import open_batches, open_files
+    from qproxy.backends.stores import open_batches, open_files, open_uploads
 
     async def delete(stores: ResponseStores) -> int:
         deleted = [
@@ -92,7 +92,7 @@ async def _purge_responses(config: Config, keys: Sequence[ApiKey]) -> int:
         return deleted[0] if deleted else 0
 
     if config.files_directory:
-        for store in (open_batches(config), open_files(config)):
+        for store in (open_batches(config), open_uploads(config), open_files(config)):
             for key in keys:
                 await store.delete_owner(key.digest)
             await store.aclose()

@@ -285,6 +285,7 @@ class Server:
         await _close_stores(state)
         await state.files.aclose()
         await state.batches.aclose()
+        await state.uploads.aclose()
         await state.grants.aclose()
 
     def _set_refreshed_sources(self) -> None:

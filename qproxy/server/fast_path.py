@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,8 @@ class FastPath:
     ) -> None:
         self._server = server
         self._middleware = middleware
-        self._routes = routes
+        self._routes = {path: route for path, route in routes.items() if "<id>" not in path}
+        self._item_routes = {path: route for path, route in routes.items() if "<id>" in path}
         self._fallback = fallback
         self._is_eligible = is_eligible
 
@@ -61,7 +63,7 @@ class FastPath:
             scope = _below_root(scope, root)
         route = None
         if scope["type"] == "http" and scope["method"] == "POST" and self._is_eligible():
-            route = self._routes.get(scope["path"])
+            route = self._routes.get(scope["path"]) or self._route_of_item(scope["path"])
         if route is None:
             await self._fallback(scope, receive, send)
             return
@@ -76,6 +78,13 @@ class FastPath:
             )
             await self._serve(route, send)
             nursery.cancel_scope.cancel()  # the response is complete, or the client has disconnected
+
+    def _route_of_item(self, path: str) -> Route | None:
+        """Return the route of `.../<id>/...`, with a view for this id."""
+        above, _, last = path.rpartition("/")
+        above, _, id_ = above.rpartition("/")
+        route = self._item_routes.get(f"{above}/<id>/{last}")
+        return None if route is None else replace(route, view=partial(route.view, id_))
 
     async def _serve(self, route: Route, send: Any) -> None:
         reply = await respond(self._middleware, route)

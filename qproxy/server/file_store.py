@@ -8,7 +8,7 @@ rejected, because a file that a client relies on is not discarded for another on
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,8 +48,10 @@ class FileStore(Protocol):
         content: AsyncIterable[bytes],
         *,
         expires_after: int | None = None,
+        replaces: Sequence[StoredFile] = (),
     ) -> StoredFile:
-        """Store a file, whole or not at all. Raises RequestError if the store has no room."""
+        """Store a file, whole or not at all, and delete those that it replaces, whose room it may take.
+        Raises RequestError if the store has no room."""
         ...
 
     async def get(self, owner: str, id: str) -> StoredFile:
@@ -69,7 +71,7 @@ class FileStore(Protocol):
         ...
 
     async def delete_owner(self, owner: str) -> int:
-        """Delete every file of an owner, and return their number."""
+        """Delete every file of an owner, and of owners below it (`OWNER/...`); return their number."""
         ...
 
     async def aclose(self) -> None: ...

@@ -48,6 +48,7 @@ from qproxy.server.response_socket import ResponseSocketLimits
 from qproxy.server.response_store import ResponseStore
 from qproxy.server.stores import ResponseStores
 from qproxy.server.stream_recorder import StreamRecorder
+from qproxy.server.upload_store import UploadStore
 from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.audit import AuditLog
 from qproxy.telemetry.body_log import BodyLogger
@@ -146,6 +147,7 @@ class ServerState:
     """Opens these three for changed settings."""
     files: FileStore
     batches: BatchStore
+    uploads: UploadStore
     batch_runner: BatchRunner
     background_runs: BackgroundRuns
     """The responses that this process generates in the background."""

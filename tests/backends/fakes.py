@@ -31,7 +31,7 @@ from qproxy.auth.background import RefreshTasks
 from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.backends.factory import Backends
-from qproxy.backends.stores import open_batches, open_files
+from qproxy.backends.stores import open_batches, open_files, open_uploads
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.ledger.prices import Pricing
@@ -599,6 +599,7 @@ class Fakes:
             response_runs=self.response_runs,
             files=open_files(Config()),
             batches=open_batches(Config()),
+            uploads=open_uploads(Config()),
             tool_rounds=self.tool_rounds,
             reasoning=self.reasoning,
             ledger=self.ledger,

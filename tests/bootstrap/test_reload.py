@@ -39,7 +39,7 @@ KEPT = {
     "refresh_tasks", "prober", "audit",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
     "startup", "background_runs", "stream_recorder", "open_stores", "shared_state",
-    "credential_opener", "files", "batches", "batch_runner",
+    "credential_opener", "files", "batches", "uploads", "batch_runner",
 }  # fmt: skip
 """Parts that live as long as the server."""
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -78,16 +78,17 @@ class DirectoryFileStore(SqliteStore):
         content: AsyncIterable[bytes],
         *,
         expires_after: int | None = None,
+        replaces: Sequence[StoredFile] = (),
     ) -> StoredFile:
         id_ = PREFIX + secrets.token_hex(16)
-        room = self._max_bytes - await self._run(self._clean)
+        room = self._max_bytes - await self._run(self._clean) + sum(file.size for file in replaces)
         partial = self._folder() / f".{id_}"
         try:
             size = await self._write(partial, content, room)
             created = int(self._wall_clock())
             expires = None if expires_after is None else created + expires_after
             file = StoredFile(id_, owner, filename, purpose, size, created, expires)
-            await self._run(lambda: self._publish(partial, file))
+            await self._run(lambda: self._publish(partial, file, replaces))
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -124,7 +125,8 @@ class DirectoryFileStore(SqliteStore):
         await self._run(lambda: self._remove([file]))
 
     async def delete_owner(self, owner: str) -> int:
-        files = await self._run(lambda: self._select("owner = ?", (owner,)))
+        below = "(owner = ? OR substr(owner, 1, length(?) + 1) = ? || '/')"
+        files = await self._run(lambda: self._select(below, (owner, owner, owner)))
         await self._run(lambda: self._remove(files))
         return len(files)
 
@@ -158,16 +160,18 @@ class DirectoryFileStore(SqliteStore):
             raise _unusable(error) from None
         return size
 
-    def _publish(self, partial: Path, file: StoredFile) -> None:
+    def _publish(self, partial: Path, file: StoredFile, replaces: Sequence[StoredFile]) -> None:
         database = self._open()
         (total,) = database.execute("SELECT total(size) FROM files").fetchone()
-        if total + file.size > self._max_bytes:  # another upload was faster
+        replaced = sum(old.size for old in replaces)
+        if total + file.size - replaced > self._max_bytes:  # another upload was faster
             raise _full(self._max_bytes)
         partial.rename(partial.with_name(file.id))
         database.execute(
             f"INSERT INTO files ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (file.id, file.owner, file.filename, file.purpose, file.size, file.created, file.expires),
         )
+        self._remove(replaces)
 
     def _select(self, condition: str, values: tuple[str, ...]) -> list[StoredFile]:
         rows = self._open().execute(
@@ -176,7 +180,7 @@ class DirectoryFileStore(SqliteStore):
         )
         return [StoredFile(*row) for row in rows]
 
-    def _remove(self, files: list[StoredFile]) -> None:
+    def _remove(self, files: Sequence[StoredFile]) -> None:
         for file in files:
             self._open().execute("DELETE FROM files WHERE id = ?", (file.id,))
             (self._folder() / file.id).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from qproxy.server.routes.moderation import ModerationRoutes
 from qproxy.server.routes.rerank import RerankRoutes
 from qproxy.server.routes.speech import SpeechRoutes
 from qproxy.server.routes.transcription import TranscriptionRoutes
+from qproxy.server.routes.uploads import UploadRoutes
 from qproxy.server.state import RouteGroup, StateHolder
 
 FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
@@ -28,4 +29,5 @@ FAMILIES: tuple[Callable[[StateHolder], RouteGroup], ...] = (
     RerankRoutes,
     SpeechRoutes,
     TranscriptionRoutes,
+    UploadRoutes,
 )
