@@ -12,11 +12,11 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import trio
 
 from qproxy.http_server.shutdown import current_shutdown
-from qproxy.server.asgi_client import InProcessClient
 from qproxy.server.batch_store import Batch, BatchStore, ClaimedBatch
 from qproxy.server.file_store import FileNotFound, FileStore
 from qproxy.server.in_process_response import AsgiApp, InProcessError
@@ -25,6 +25,9 @@ from qproxy.server.response_store import ResponseStoreError
 from qproxy.wire import batches, json_codec
 from qproxy.wire.batches import BatchLine, InvalidLine
 from qproxy.wire.errors import RequestError
+
+if TYPE_CHECKING:
+    from qproxy.server.asgi_client import InProcessClient
 
 LEASE_SECONDS = 30.0
 RENEW_SECONDS = 1.0
@@ -61,6 +64,8 @@ class BatchRunner:
 
     def open(self, app: AsgiApp) -> None:
         """Send lines to this app."""
+        from qproxy.server.asgi_client import InProcessClient  # only servers with batches need it
+
         self._client = InProcessClient(app)
         if self._store.shared:
             self.notify()

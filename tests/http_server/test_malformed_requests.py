@@ -77,7 +77,7 @@ REQUESTS = {
     "a little too deep": (post(body_with(b'"metadata": ' + b"[" * 900 + b"]" * 900)), 400, "invalid_value"),
     # Methods and paths
     "HEAD": (get(b"/livez", method=b"HEAD"), 200, None),
-    "HEAD where there is only POST": (get(b"/v1/chat/completions", method=b"HEAD"), 405, None),
+    "HEAD where there is only POST": (get(b"/v1/completions", method=b"HEAD"), 405, None),
     "OPTIONS": (get(b"/v1/chat/completions", method=b"OPTIONS"), 204, None),
     "OPTIONS of everything": (get(b"*", method=b"OPTIONS"), 204, None),
     "TRACE": (get(method=b"TRACE"), 405, "method_not_allowed"),
