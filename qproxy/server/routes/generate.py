@@ -22,11 +22,14 @@ from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.in_flight import InFlightRequest
 from qproxy.server.request_body import read_json
+from qproxy.server.request_files import resolve_files
+from qproxy.server.routes.stored_items import client_owner
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.streaming import SSEBody, record_events
 from qproxy.server.usage_limits import reserve_usage
 from qproxy.wire import json_codec, raw_json
 from qproxy.wire.endpoints import Endpoint, StreamEncoder
+from qproxy.wire.endpoints.file_parts import UnresolvedFile
 from qproxy.wire.events import Turn
 from qproxy.wire.json_codec import LARGE
 from qproxy.wire.token_estimate import prompt_size
@@ -146,7 +149,6 @@ async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory
     selection = {"qwen_params": state.relay.policy.catalog.qwen_params} if endpoint.selects_params else {}
     decode = partial(
         endpoint.decode,
-        body,
         created=int(time.time()),
         request_id=request_context.record().id,
         default_model=state.default_model,
@@ -155,7 +157,11 @@ async def decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory
         **{"id": endpoint.id_prefix + secrets.token_hex(12), **await history.load(body)},
     )
     is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
-    turn = await apart(decode) if is_large else decode()
+    try:
+        turn = await apart(decode, body) if is_large else decode(body)
+    except UnresolvedFile:
+        body = await resolve_files(body, state.files, client_owner(), state.request_limits)
+        turn = await apart(decode, body)
     apply_headers = endpoint.api.apply_headers
     return turn if apply_headers is None else apply_headers(turn, request_context.headers().get)
 

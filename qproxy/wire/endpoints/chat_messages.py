@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from qproxy.wire.endpoints import validation
+from qproxy.wire.endpoints import file_parts, validation
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
@@ -100,6 +100,7 @@ def _part(value: JSON, path: str) -> Any:
     if kind in RESPONSES_TEXT:
         kind, part = "text", {**part, "type": "text"}
     elif kind == "input_image":
+        file_parts.reject_file_id(part, path)
         image = part.get("image_url")
         url = {"url": image, "detail": part.get("detail", "auto")} if isinstance(image, str) else image
         kind, part = "image_url", {"type": "image_url", "image_url": url}
@@ -116,6 +117,8 @@ def _part(value: JSON, path: str) -> Any:
         if isinstance(url, str):  # the same mistake in many clients
             return {**part, key: {"url": url}}
         validation.string(validation.object_(url, f"{path}.{key}").get("url"), f"{path}.{key}.url")
+    elif kind == "file":
+        file_parts.reject_file_id(part, path)
     elif kind == "input_audio":
         validation.string(validation.object_(part[key], f"{path}.{key}").get("data"), f"{path}.{key}.data")
     return part

@@ -3,8 +3,7 @@
 `read` makes a content canonical: always a list, `input_text` for input and `output_text` for the model's
 text. `chat` returns the same as chat's content: a string if there is only text, otherwise chat's own parts.
 
-Files and images by `file_id` are rejected: there is no file store here, and leaving them out would change the
-request.
+Files and images by `file_id` are resolved by the server (`file_parts`); here they are rejected.
 
 OpenAPI `InputContent`, `OutputTextContent`, `RefusalContent`.
 """
@@ -14,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qproxy.wire import json_codec
-from qproxy.wire.endpoints import validation
+from qproxy.wire.endpoints import file_parts, validation
+from qproxy.wire.endpoints.file_parts import CACHE_MARKS
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 TEXTS = ("input_text", "output_text", "text")
 KINDS = ("input_text", "input_image", "input_file", "input_audio")
-CACHE_MARKS = ("prompt_cache_breakpoint", "cache_control")
-"""Where a part ends a prefix to cache: OpenAI's mark, and Qwen's older one."""
 OUTPUT_KINDS = ("output_text", "refusal")
 """Part types of the model's messages."""
 
@@ -88,7 +86,7 @@ def _output_text(part: dict[str, JSON], key: str, path: str) -> str:
 def _image(part: dict[str, JSON], path: str) -> JSON:
     url = part.get("image_url")
     if url is None:
-        _reject_file_id(part, path)
+        file_parts.reject_file_id(part, path)
         validation.missing(f"{path}.image_url")
     if isinstance(url, dict):  # chat's spelling
         url = url.get("url")
@@ -101,7 +99,7 @@ def _image(part: dict[str, JSON], path: str) -> JSON:
 
 def _file(part: dict[str, JSON], path: str) -> JSON:
     if part.get("file_data") is None:
-        _reject_file_id(part, path)
+        file_parts.reject_file_id(part, path)
         if part.get("file_url") is not None:
             message = "Files are not fetched here: send the file's content in 'file_data'."
             raise RequestError(message, param=f"{path}.file_url", code="unsupported_parameter")
@@ -110,12 +108,6 @@ def _file(part: dict[str, JSON], path: str) -> JSON:
     if part.get("filename") is not None:
         file["filename"] = validation.string(part["filename"], f"{path}.filename")
     return file
-
-
-def _reject_file_id(part: dict[str, JSON], path: str) -> None:
-    if part.get("file_id") is not None:
-        message = "There is no file store here: send the content itself instead of a 'file_id'."
-        raise RequestError(message, param=f"{path}.file_id", code="unsupported_parameter")
 
 
 def to_chat_content(parts: Sequence[JSON], role: str) -> JSON:
