@@ -30,6 +30,7 @@ from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
+from qproxy.wire.multimodal_embeddings import MultimodalInput
 from qproxy.wire.token_estimate import text_bytes
 from qproxy.wire.token_ratios import PromptSize
 
@@ -170,3 +171,8 @@ def output_limit(turn: Turn) -> int:
 def size_of_texts(request: EmbeddingInput) -> PromptSize:
     """Return the size of the texts of an embedding request."""
     return PromptSize(sum(map(text_bytes, request.texts)))
+
+
+def size_of_contents(request: MultimodalInput) -> PromptSize:
+    """Return the size of the contents of a request for multimodal embeddings."""
+    return PromptSize(sum(map(text_bytes, request.texts)), request.images)

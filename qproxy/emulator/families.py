@@ -6,9 +6,19 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import decisions, images, rerank, speech, transcription
+from qproxy.emulator import (
+    decisions,
+    embeddings,
+    images,
+    multimodal_embeddings,
+    rerank,
+    speech,
+    transcription,
+)
 from qproxy.emulator.faults import ScriptedReply, json_reply
 from qproxy.wire.decisions import system_one
+from qproxy.wire.dialects import embeddings as text_upstream
+from qproxy.wire.dialects import multimodal_embeddings as multimodal_upstream
 from qproxy.wire.rerank import upstream as rerank_upstream
 from qproxy.wire.speech import upstream as speech_upstream
 
@@ -24,8 +34,11 @@ def json_service(respond: Callable[[Any], dict[str, Any]]) -> Respond:
 SERVICES: dict[str, Respond] = {
     rerank_upstream.COMPATIBLE: json_service(rerank.compatible_response),
     rerank_upstream.NATIVE: json_service(rerank.native_response),
+    text_upstream.SERVICE: json_service(embeddings.dashscope_response),
+    multimodal_upstream.SERVICE: json_service(multimodal_embeddings.native_response),
     speech_upstream.SYNTHESIZER: speech.synthesizer,
     system_one.PATH: json_service(decisions.system_one),
+    "/embeddings": json_service(multimodal_embeddings.compatible_response),
     "/audio/speech": speech.open_speech,
     "/audio/transcriptions": transcription.own_server,
     "/audio/translations": transcription.own_server,

@@ -22,7 +22,7 @@ import h11
 import trio
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import chat, completions, embeddings, families, native, realtime
+from qproxy.emulator import chat, completions, families, native, realtime
 from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.faults import (
     DONE,
@@ -44,10 +44,7 @@ from qproxy.system.listener import address_error
 from qproxy.wire import json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 
-MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
-    "/models", "/chat/completions", "/completions", "/embeddings",
-)  # fmt: skip
-NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
+MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH = "/models", "/chat/completions", "/completions"
 MAX_HEAD = 64 * 1024
 log = logging.getLogger("qproxy.emulator")
 LogFunction: TypeAlias = Callable[[bytes], Awaitable[None]]
@@ -109,8 +106,6 @@ class Emulator:
         self._models: dict[str, Callable[[ReceivedRequest], ScriptedReply]] = {
             CHAT_PATH: self._chat,
             COMPLETIONS_PATH: self._complete,
-            EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.openai_response(seen.body)),
-            NATIVE_EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.dashscope_response(seen.body)),
             **families.SERVICES,
             **self.file_tasks.post(),
             **dict.fromkeys(native.SERVICES, self._generate),

@@ -2,14 +2,11 @@
 
 An upstream accepts a few texts per request (DashScope: ten), a client may send 2,048. A bounded number of
 batches is in flight at a time (`fan_out`); each is an `Attempt` of its own, retried like a chat (`retry`).
-
-Encoding the vectors is CPU work: a checkpoint follows each one.
 """
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -18,37 +15,34 @@ from qproxy.access.rate_limits import size_of_texts
 from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.relay.chat_attempt import check_status
+from qproxy.relay.embedding_vectors import EmbeddingResult, encode_rows
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, apart
 from qproxy.relay.fan_out import merge_records, run_bounded
+from qproxy.relay.multimodal_embeddings import TASK, embed_contents, uses_model_studio
 from qproxy.relay.relay import Relay
 from qproxy.relay.retry import Attempt, RetryLoop
 from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.transport import UpstreamTransport
-from qproxy.wire import embeddings as vectors
 from qproxy.wire.dialects import DIALECTS, embeddings
 from qproxy.wire.embeddings import EmbeddingInput, EmbeddingOutput
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Usage
 from qproxy.wire.json_codec import LARGE
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingResult:
-    """The embeddings of a request's texts."""
-
-    vectors: list[bytes]
-    """The encoded vectors in the order of the texts."""
-    tokens: int
+from qproxy.wire.multimodal_embeddings import MultimodalInput, as_multimodal
 
 
 async def create_embeddings(relay: Relay, request: EmbeddingInput, record: RelayRecord) -> EmbeddingResult:
-    """Return a vector for each text. Raises the first QproxyError of a batch."""
+    """Return a vector for each text or content. Raises the first QproxyError of a batch."""
     record.model, record.ignored = request.model, request.ignored
     if request.ignored and relay.policy.strict_params:
         message = f"Unsupported parameter '{request.ignored[0]}' for this model."
         raise RequestError(message, param=request.ignored[0], code="unsupported_parameter")
     route = relay.names.route(request.model)
     model, record.rule_notes = route.served, route.notes
+    if isinstance(request, MultimodalInput):
+        return await embed_contents(relay, request, model, record)
+    if TASK in (relay.policy.catalog.get(model).tasks or ()) and uses_model_studio(relay, model):
+        return await embed_contents(relay, as_multimodal(request), model, record)
     able = [account for account in relay.accounts.accounts if account.supports(model, "embedding")]
     size = min((account.embedding_batch_for(model) for account in able), default=1)
     batches = list(request.batches(size))
@@ -92,10 +86,7 @@ class _EmbeddingJob:
         self._record.responses.append(ResponseTokens(estimate, usage=usage))
         self._tokens += found.tokens
         self._record.usage = Usage(self._tokens, 0, self._tokens) if self._tokens else None
-        for row in found.rows:
-            encode = partial(vectors.encode_vectors, row, base64=batch.base64)
-            self._written[number].append(await apart(encode) if len(row) > LARGE else encode())
-            await trio.lowlevel.checkpoint()
+        await encode_rows(found.rows, self._written[number], base64=batch.base64)
 
 
 class EmbeddingAttempt(Attempt[EmbeddingOutput]):
@@ -118,5 +109,5 @@ class EmbeddingAttempt(Attempt[EmbeddingOutput]):
         await stack.enter_async_context(response)
         await check_status(response, account, self._record)
         body = await response.read(MAX_WHOLE_BODY)
-        read = partial(embeddings.parse_response, body, self._batch, target)
+        read = partial(embeddings.parse_response, body, len(self._batch.texts), target.plan)
         return await apart(read) if len(body) > LARGE else read()

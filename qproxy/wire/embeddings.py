@@ -78,10 +78,13 @@ def encode_vectors(row: bytes, *, base64: bool) -> bytes:
     """
     try:
         value = json_codec.loads(row)
-        packed = (
-            b64decode(value, validate=True) if isinstance(value, str) else _format_of(len(value)).pack(*value)
-        )
-        numbers = _format_of(len(packed) // _SIZE).unpack(packed)
+        if isinstance(value, str):
+            packed = b64decode(value, validate=True)
+            numbers = _format_of(len(packed) // _SIZE).unpack(packed)
+        else:
+            format = _format_of(len(value))
+            packed = format.pack(*value)
+            numbers = format.unpack(packed)
     except (ValueError, TypeError, OverflowError, struct.error):
         raise invalid_vectors_error("a vector that is not made of numbers") from None
     if not numbers or not math.isfinite(sum(numbers)):

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import trio
-from dashscope import Generation, MultiModalConversation, TextEmbedding
+from dashscope import Generation, MultiModalConversation, MultiModalEmbedding, TextEmbedding
 from dashscope.api_entities.http_request import close_shared_sync_session
 from dashscope.audio.qwen_omni import (
     AudioFormatConfig,
@@ -169,6 +169,19 @@ async def test_embeddings(emulator):
     assert answer.usage["total_tokens"] == 3
     assert "embedding" not in (await embed(output_type="sparse")).output["embeddings"][0]
     assert (await embed(output_type="other")).code == "InvalidParameter"
+
+
+async def test_multimodal_embeddings(emulator):
+    """Contents have a vector each, or one together, and a model refuses more pictures than its limit."""
+    contents = [{"text": "a cat"}, {"image": "https://example.com/cat.png"}]
+    embed = partial(run, emulator, MultiModalEmbedding.call, "qwen3-vl-embedding")
+    answer = await embed(contents, dimension=256)
+    rows = sorted(answer.output["embeddings"], key=lambda row: row["index"])
+    assert [(row["type"], len(row["embedding"])) for row in rows] == [("text", 256), ("image", 256)]
+    assert answer.usage["input_tokens_details"]["text_tokens"] == 2
+    (fused,) = (await embed(contents, enable_fusion=True)).output["embeddings"]
+    assert (fused["type"], len(fused["embedding"])) == ("fusion", 2560)
+    assert (await embed(contents[1:] * 6)).code == "InvalidParameter"
 
 
 ERRORS = {

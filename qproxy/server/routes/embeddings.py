@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qproxy.access.rate_limits import size_of_texts
+from qproxy.access.rate_limits import size_of_contents, size_of_texts
 from qproxy.relay.embeddings import create_embeddings
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse, StreamingBody
 from qproxy.server.request_body import read_json
 from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import reserve_usage
-from qproxy.wire.endpoints import OPENAI, embeddings, request_schemas
+from qproxy.wire.embeddings import EmbeddingInput
+from qproxy.wire.endpoints import OPENAI, embeddings, multimodal_embeddings, request_schemas
 
 CHUNK_BYTES = 64 * 1024
 
@@ -42,8 +43,15 @@ class EmbeddingRoutes:
             stack, state.request_limits.client_request_timeout, "client_request_timeout"
         )
         with in_flight.deadline_scope():
-            request = embeddings.decode(await read_json(state.request_limits, state.body_logger))
-            await reserve_usage(state, request.model, size_of_texts(request))
+            body = await read_json(state.request_limits, state.body_logger)
+            request: EmbeddingInput
+            if multimodal_embeddings.has_parts(body):
+                request = contents = multimodal_embeddings.decode(body)
+                size = size_of_contents(contents)
+            else:
+                request = embeddings.decode(body)
+                size = size_of_texts(request)
+            await reserve_usage(state, request.model, size)
             stack.callback(await state.concurrency.acquire())
             found = await create_embeddings(state.relay, request, record.relay)
             record.first_byte = record.response_started = record.seconds

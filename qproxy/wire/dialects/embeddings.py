@@ -23,7 +23,7 @@ from qproxy.wire.embeddings import EmbeddingInput, EmbeddingOutput, extract_vect
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import HTTPRequest
 
-_SERVICE = "/api/v1/services/embeddings/text-embedding/text-embedding"
+SERVICE = "/api/v1/services/embeddings/text-embedding/text-embedding"
 _ACCEPT = (b"accept", b"application/json")
 
 
@@ -40,13 +40,13 @@ def dashscope_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRe
     if "dimensions" in parameters:
         parameters["dimension"] = parameters.pop("dimensions")
     body = {"model": target.model, "input": {"texts": request.texts}, "parameters": parameters}
-    url = dashscope.api_root(target.base_url) + _SERVICE
+    url = dashscope.api_root(target.base_url) + SERVICE
     return HTTPRequest("POST", url, target.with_authorization(_ACCEPT), json_codec.dumps(body))
 
 
-def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget) -> EmbeddingOutput:
-    """Return the vectors of a response in either dialect. Raises UpstreamError unless there is one per
-    text."""
+def parse_response(body: bytes, count: int, plan: str) -> EmbeddingOutput:
+    """Return the vectors of a response in either dialect. Raises UpstreamError unless there are `count`
+    of them."""
     try:
         data, rows = extract_vectors(body)
     except ValueError:
@@ -56,8 +56,8 @@ def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget)
     if items is None and isinstance(data, dict):
         items = data.get("data")
     if not isinstance(items, list):
-        raise error_from_event(data, None, plan=target.plan) or invalid_vectors_error("something else")
-    return EmbeddingOutput(_order_rows(items, rows, len(request.texts)), _tokens(data))
+        raise error_from_event(data, None, plan=plan) or invalid_vectors_error("something else")
+    return EmbeddingOutput(_order_rows(items, rows, count), _tokens(data))
 
 
 def _order_rows(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> list[bytes]:

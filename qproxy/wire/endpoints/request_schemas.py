@@ -55,8 +55,16 @@ COMPLETIONS: JSON = object_schema(
     validation.properties(completions.FIELDS),
 )
 EMBEDDINGS: JSON = object_schema(
-    ["model", "input"],
-    {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
+    ["model"],
+    {
+        "model": NAME,
+        "input": {
+            "type": ["string", "array", "object"],
+            "items": {"type": ["string", "object", "array"]},
+            "minItems": 1,
+        },
+        "messages": {"type": "array", "items": {"type": "object"}},
+    },
     validation.properties(embeddings.FIELDS),
 )
 RESPONSES: JSON = object_schema(

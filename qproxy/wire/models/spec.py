@@ -61,6 +61,8 @@ class ModelRow:
     """The most texts in one request for embeddings."""
     dimensions: list[int] | None = None
     """Of its vectors, the default among them."""
+    fusion: Literal["no", "object", "request"] | None = None
+    """How it makes one vector of several parts: not at all, of one object's keys, or of a whole request."""
     transcription: Literal["chat", "recognition", "file", "files"] | None = None
     """Which service transcribes with it; all but "chat" give times."""
     diarizes: bool | None = None

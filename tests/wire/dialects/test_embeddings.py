@@ -45,7 +45,7 @@ def test_responses_are_read_in_order(dialect):
     """The emulator's response in either dialect is read, in the order of the texts."""
     sent = json.loads(DIALECTS[dialect].embeddings_request(ASKED, TARGET).body)
     answer = emulated.dashscope_response(sent) if dialect == "dashscope" else emulated.openai_response(sent)
-    found = embeddings.parse_response(json.dumps(answer).encode(), ASKED, TARGET)
+    found = embeddings.parse_response(json.dumps(answer).encode(), len(ASKED.texts), TARGET.plan)
     assert [json.loads(row) for row in found.rows] == [emulated.vector(text, 64) for text in ASKED.texts]
     assert found.tokens == 3
 
@@ -71,7 +71,7 @@ def rows(*indices, **extra):
 )
 def test_other_servers(answer, expected):
     """Servers differ in order, indices, usage and format."""
-    found = embeddings.parse_response(json.dumps(answer).encode(), ASKED, TARGET)
+    found = embeddings.parse_response(json.dumps(answer).encode(), len(ASKED.texts), TARGET.plan)
     assert (found.rows, found.tokens) == expected
 
 
@@ -98,7 +98,7 @@ def test_invalid_responses(answer):
     """A response without exactly one attributable vector for each text is a 502."""
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with pytest.raises(UpstreamError) as caught:
-        embeddings.parse_response(body, ASKED, TARGET)
+        embeddings.parse_response(body, len(ASKED.texts), TARGET.plan)
     assert (caught.value.status, caught.value.code) == (502, "upstream_invalid_response")
 
 
@@ -106,5 +106,5 @@ def test_an_error_in_a_200():
     """An error object with status 200 keeps its meaning."""
     body = json.dumps({"code": "Arrearage", "message": "overdue", "request_id": "r1"}).encode()
     with pytest.raises(UpstreamError) as caught:
-        embeddings.parse_response(body, ASKED, TARGET)
+        embeddings.parse_response(body, len(ASKED.texts), TARGET.plan)
     assert (caught.value.code, caught.value.request_id) == ("insufficient_quota", "r1")
