@@ -116,3 +116,17 @@ async def test_files_count_for_the_body():
         assert "max_body_bytes" in refusal(answer).message
         large = file_part(CHAT, (await upload(it, b"a" * 20_000))["id"])
         assert (await ask(it, CHAT, large))[0] == 413
+
+
+async def test_items_of_a_conversation():
+    """A conversation is created and extended with the content of files."""
+    async with world() as it:
+        picture = (await upload(it, PNG, filename="a.png", purpose="vision"))["id"]
+        part = {"type": "input_image", "file_id": picture}
+        body = json_codec.dumps({"items": [{"role": "user", "content": [part]}]})
+        status, made = await call(it, "POST", "/v1/conversations", JSON_TYPE, body)
+        assert status == 200, made
+        items = f"/v1/conversations/{made['id']}/items"
+        assert (await call(it, "POST", items, JSON_TYPE, body))[0] == 200
+        _, listed = await call(it, "GET", items)
+        assert [item["content"][0]["image_url"] for item in listed["data"]] == [URI, URI]

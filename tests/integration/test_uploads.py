@@ -3,15 +3,17 @@
 import hashlib
 
 import pytest
+import trio
 from openai.types import FileObject, Upload
 from openai.types.uploads import UploadPart
 
 from qproxy.backends.local import key_file
+from qproxy.backends.local.file_store import DirectoryFileStore
 from qproxy.backends.local.upload_store import SqliteUploads
 from qproxy.server.upload_store import StoredUpload, UploadNotFound
 from qproxy.wire import json_codec
 from tests.helpers import world
-from tests.integration.test_files import call
+from tests.integration.test_files import call, pieces
 from tests.openai_types import judge, refusal
 
 FIELDS = {"bytes": 6, "filename": "a/lines.jsonl", "mime_type": "text/jsonl", "purpose": "batch"}
@@ -163,4 +165,33 @@ async def test_uploads_expire():
     with pytest.raises(UploadNotFound):
         await store.get("a", "upload_1")
     assert await store.delete_owner("a") == 1
+    await store.aclose()
+
+
+async def test_completions_at_the_same_time_make_one_file():
+    """A client that repeats a completion while the first one runs gets no second file."""
+    answers = []
+    async with world() as it:
+        upload, ids = await begin(it, b"abc", b"def")
+
+        async def complete():
+            answers.append(await post(it, f"/{upload}/complete", {"part_ids": ids}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(complete)
+            nursery.start_soon(complete)
+        done = [body["file"]["id"] for status, body in answers if status == 200]
+        listed = (await call(it, "GET", "/v1/files"))[1]["data"]
+        assert [file["id"] for file in listed] == list(dict.fromkeys(done))
+        status, body = await post(it, f"/{upload}/complete", {"part_ids": ids})
+        assert (status, body["file"]) == (200, listed[0])
+
+
+async def test_parts_are_deleted_with_the_files_of_their_key(tmp_path):
+    """Their owner is below the key's, and no other key's of a similar name."""
+    store = DirectoryFileStore(tmp_path, max_age=10_000, max_bytes=1000, timeout=5)
+    for owner in ("a", "a/upload_1", "ab/upload_1"):
+        await store.create(owner, "x", "batch", pieces(b"1"))
+    assert await store.delete_owner("a") == 2
+    assert len(await store.list_files("ab/upload_1")) == 1
     await store.aclose()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 from qproxy.server import request_context
@@ -19,9 +20,11 @@ from qproxy.server.conversation_store import (
 )
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import read_json
+from qproxy.server.request_files import resolve_files
 from qproxy.server.routes.stored_items import client_owner, include_query, load_items, page_query
 from qproxy.server.state import Route, StateHolder
 from qproxy.wire.endpoints import OPENAI, responses
+from qproxy.wire.endpoints.file_parts import UnresolvedFile
 from qproxy.wire.endpoints.responses import conversations
 from qproxy.wire.errors import RequestError
 
@@ -120,17 +123,20 @@ class ConversationRoutes:
         self, body: Any, before: Collection[str] = (), *, required: bool = False
     ) -> list[Item]:
         """Return the items of a body; those left out are named in the response's headers."""
-        known = await load_items(
-            self._server.state.responses, client_owner(), conversations.referenced_items(body)
-        )
-        items, ignored = conversations.decode_items(
-            body,
+        state, owner = self._server.state, client_owner()
+        known = await load_items(state.responses, owner, conversations.referenced_items(body))
+        decode = partial(
+            conversations.decode_items,
             source=f"resp_{secrets.token_hex(12)}",
             known=known,
             before=before,
             required=required,
-            unseal=self._server.state.compactor.unseal,
+            unseal=state.compactor.unseal,
         )
+        try:
+            items, ignored = decode(body)
+        except UnresolvedFile:
+            items, ignored = decode(await resolve_files(body, state.files, owner, state.request_limits))
         request_context.record().relay.ignored = tuple(ignored)
         return items
 

@@ -79,8 +79,14 @@ class UploadRoutes:
         upload = await _find(state, owner, id)
         if upload.object["status"] != "completed":
             await _find_pending(state, owner, id)
-            await _join(state, owner, upload, ids, md5)
+            error = None
+            try:
+                await _join(state, owner, upload, ids, md5)
+            except RequestError as raised:
+                error = raised
             upload = await _find(state, owner, id)
+            if error is not None and upload.object["status"] != "completed":  # by a call at the same time
+                raise error
         return json_response(upload.object)
 
     async def _cancel(self, id: str) -> HTTPResponse:

@@ -33,10 +33,8 @@ class UnresolvedFile(RequestError):
     """A part names a file, and not its content."""
 
     def __init__(self, param: str) -> None:
-        message = "Files are resolved in requests to /v1/chat/completions and /v1/responses only: send the "
-        super().__init__(
-            f"{message}content itself instead of a 'file_id'.", param=param, code="unsupported_parameter"
-        )
+        message = "A 'file_id' is not resolved here: send the content itself instead."
+        super().__init__(message, param=param, code="unsupported_parameter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +148,9 @@ def _content_part(part: dict[str, JSON], reference: FileReference, content: File
 
 
 def _map_parts(body: JSON, change: Callable[[JSON, str], JSON]) -> JSON:
-    """Return a body with changed content parts of its messages and tool outputs."""
+    """Return a body with changed content parts of its messages (chat), or of its items and their outputs."""
     changed = copy.copy(body)  # with the text of the other fields
-    for field in ("messages", "input"):
+    for field in ("messages", "input", "items"):
         if isinstance(body.get(field), list):
             changed[field] = [
                 _map_item(item, f"{field}[{number}]", change) for number, item in enumerate(body[field])
