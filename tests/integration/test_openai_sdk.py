@@ -12,7 +12,7 @@ from pydantic import BaseModel
 import qproxy
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
-from qproxy.emulator import FAULTS, Emulator, ScriptedReply, embeddings
+from qproxy.emulator import FAULTS, Emulator, ScriptedReply, embeddings, multimodal_embeddings
 from tests.helpers import MODEL
 from tests.integration.test_chat import WEATHER
 from tests.wire.pipeline import cut
@@ -170,6 +170,16 @@ async def test_embeddings_in_the_default_encoding():
         assert len(emulator.requests) == 3
         with pytest.raises(openai.BadRequestError, match="token ids"):
             await run(client.embeddings.create, model="text-embedding-v4", input=[[1, 2]])
+
+
+async def test_embeddings_of_pictures():
+    """The client sends items that its types do not have, and reads their vectors."""
+    items = ["a cat", {"image": "https://a.test/cat.png"}]
+    contents = [{"text": "a cat"}, {"image": "https://a.test/cat.png"}]
+    async with sdk() as (client, _):
+        answer = await run(client.embeddings.create, model="qwen3-vl-embedding", input=items, dimensions=256)
+        for item, content in zip(answer.data, contents, strict=True):
+            assert item.embedding == pytest.approx(multimodal_embeddings.vector([content], 256), abs=1e-7)
 
 
 async def test_completions():
