@@ -34,6 +34,7 @@ async def restart_server(it: Installation, seconds: float = 1.0) -> None:
     it.server.kill()
     await trio.sleep(seconds)
     await trio.to_thread.run_sync(it.server.start)
+    it.server_started = trio.current_time()
 
 
 async def killed_with_file(it: Installation) -> Rows:

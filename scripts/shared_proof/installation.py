@@ -1,5 +1,6 @@
 """Two homes of qproxy, each with two workers, one valkey-server, and an emulated Qwen in this process."""
 
+import math
 import os
 import re
 import signal
@@ -199,6 +200,8 @@ class Installation:
         self.server = server
         self.emulator = emulator
         self.homes = homes
+        self.server_started = -math.inf
+        """When the server of the state was started again."""
 
     @property
     def one(self) -> Home:

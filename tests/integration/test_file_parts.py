@@ -6,7 +6,7 @@ import pytest
 
 from qproxy.backends.local import key_file
 from qproxy.wire import json_codec
-from tests.helpers import world
+from tests.helpers import MODEL, world
 from tests.integration.test_files import call, upload
 from tests.openai_types import refusal
 
@@ -130,3 +130,13 @@ async def test_items_of_a_conversation():
         assert (await call(it, "POST", items, JSON_TYPE, body))[0] == 200
         _, listed = await call(it, "GET", items)
         assert [item["content"][0]["image_url"] for item in listed["data"]] == [URI, URI]
+
+
+async def test_the_tokens_of_a_files_content_are_counted():
+    """A count has the content of the files that the input names."""
+    async with world() as it:
+        part = {"type": "input_file", "file_id": (await upload(it, b"one two three " * 50))["id"]}
+        body = {"model": MODEL, "input": [{"role": "user", "content": [part]}]}
+        status, _, counted = await it.post(body, "/v1/responses/input_tokens")
+        assert (status, counted["object"]) == (200, "response.input_tokens")
+        assert counted["input_tokens"] > 100

@@ -14,11 +14,14 @@ import trio
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import read_json
+from qproxy.server.request_files import resolve_files
 from qproxy.server.routes.responses import ResponseHistory
+from qproxy.server.routes.stored_items import client_owner
 from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.usage_limits import reserve_request
 from qproxy.wire import token_estimate
 from qproxy.wire.endpoints import ANTHROPIC, OPENAI, anthropic, request_schemas, responses
+from qproxy.wire.endpoints.file_parts import UnresolvedFile
 from qproxy.wire.events import Turn
 from qproxy.wire.models import ModelSpec
 
@@ -65,7 +68,12 @@ class TokenCountRoutes:
         state = self._server.state
         body = await read_json(state.request_limits, state.body_logger)
         history = await ResponseHistory(state).load(body)
-        turn = responses.decode_count(body, **_decode_arguments(state), **history)
+        arguments = {**_decode_arguments(state), **history}
+        try:
+            turn = responses.decode_count(body, **arguments)
+        except UnresolvedFile:
+            body = await resolve_files(body, state.files, client_owner(), state.request_limits)
+            turn = responses.decode_count(body, **arguments)
         return json_response(
             {"object": "response.input_tokens", "input_tokens": await self._count(state, turn)}
         )
