@@ -180,6 +180,7 @@ REFUSED = {
     "not utf-8": (b'"\xff"', 400, None),
     "no messages": (b'{"model": "m"}', 400, "missing_required_parameter"),
     "unknown model": (json.dumps({**HELLO, "model": "nope"}).encode(), 404, "model_not_found"),
+    "a long model name": (json.dumps({**HELLO, "model": "m" * 1001}).encode(), 400, "invalid_value"),
 }
 
 

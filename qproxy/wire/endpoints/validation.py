@@ -14,6 +14,8 @@ from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
+MAX_MODEL_NAME = 1000
+"""Characters of a model's name: it is compared, logged and sent."""
 Check = TypeVar("Check", bound=Callable[[JSON, str], JSON])
 
 
@@ -203,4 +205,6 @@ def require_model(body: Mapping[str, JSON], default: str | None) -> str:
         )
     if not identifier(value, "model").strip():
         wrong_value("model", "it is empty.")
+    if len(value) > MAX_MODEL_NAME:
+        wrong_value("model", f"expected at most {MAX_MODEL_NAME} characters, but got {len(value)}.")
     return str(value)
