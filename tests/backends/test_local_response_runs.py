@@ -5,7 +5,8 @@ import random
 import pytest
 
 from qproxy.backends.local.conversations import SqliteConversations
-from qproxy.backends.local.response_runs import BATCH_BYTES, EVENT_SECONDS, TRIM_SECONDS, SqliteResponseRuns
+from qproxy.backends.local.response_runs import BATCH_BYTES, EVENT_SECONDS, SqliteResponseRuns
+from qproxy.backends.local.sqlite_store import TRIM_SECONDS
 from qproxy.server.conversation_store import Conversation, ConversationNotFound
 from qproxy.server.response_runs import RecordedStream, RunNotFound, RunState
 from qproxy.wire.errors import RequestError

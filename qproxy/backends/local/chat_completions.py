@@ -5,12 +5,10 @@ They are bounded like responses: by their age and by the size of all.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qproxy.backends.local.sqlite_store import SqliteStore
+from qproxy.backends.local.sqlite_store import BoundedSqliteStore
 from qproxy.server.completion_store import CompletionNotFound, CompletionQuery, StoredCompletion
 from qproxy.system.sqlite import erasing, transaction
 from qproxy.wire import json_codec
@@ -37,31 +35,12 @@ DELETE FROM chat_completions WHERE saved < ? OR place IN (
     ) WHERE total > ?
 )
 """
-TRIM_SHARE = 100
-"""The size is checked again after a hundredth of the limit was added."""
-TRIM_SECONDS = 60.0
 
 
-class SqliteCompletions(SqliteStore):
+class SqliteCompletions(BoundedSqliteStore):
     """The store."""
 
     tables: ClassVar[str] = CREATE
-
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        max_age: float,
-        max_bytes: int,
-        timeout: float,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(path, timeout=timeout)
-        self._max_age = max_age
-        self._max_bytes = max_bytes
-        self._wall_clock = wall_clock
-        self._added = 0
-        self._trim_at = 0.0
 
     def __repr__(self) -> str:
         return f"<SqliteCompletions {self._path or 'in memory'}>"
@@ -95,8 +74,7 @@ class SqliteCompletions(SqliteStore):
             row,
         )
         self._added += len(body) + len(messages)
-        if now >= self._trim_at or self._added * TRIM_SHARE > self._max_bytes:
-            self._added, self._trim_at = 0, now + TRIM_SECONDS
+        if self._is_trim_due(now):
             database.execute(EXCESS, (now - self._max_age, self._max_bytes))
 
     def _get(self, owner: str, id: str) -> StoredCompletion:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from qproxy.backends.local.sqlite_store import SqliteStore
+from qproxy.backends.local.sqlite_store import BoundedSqliteStore
 from qproxy.server.conversation_store import JSON, Conversation, ConversationNotFound, ItemNotFound
 from qproxy.system.sqlite import erasing, transaction
 from qproxy.wire import json_codec
@@ -44,13 +44,10 @@ SELECT owner, id FROM (
 """
 TOUCH_SECONDS = 3600.0
 """Accuracy of the time of the last use: not every use is worth a write."""
-TRIM_SECONDS = 60.0
-TRIM_SHARE = 100
-"""The size is checked again after a hundredth of the limit was added."""
 MAX_CONVERSATION_BYTES = 64 * 1024 * 1024
 
 
-class SqliteConversations(SqliteStore):
+class SqliteConversations(BoundedSqliteStore):
     """The store."""
 
     tables: ClassVar[str] = CREATE
@@ -65,13 +62,8 @@ class SqliteConversations(SqliteStore):
         max_conversation: int = MAX_CONVERSATION_BYTES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(path, timeout=timeout)
-        self._max_age = max_age
-        self._max_bytes = max_bytes
+        super().__init__(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout, wall_clock=wall_clock)
         self._max_conversation = min(max_conversation, max_bytes)
-        self._wall_clock = wall_clock
-        self._added = 0
-        self._trim_at = 0.0
 
     def __repr__(self) -> str:
         return f"<SqliteConversations {self._path or 'in memory'}>"
@@ -137,9 +129,8 @@ class SqliteConversations(SqliteStore):
     def _trim(self, database: sqlite3.Connection, now: float) -> None:
         """Discard conversations unused for too long, and the least recently used ones beyond the size
         limit."""
-        if now < self._trim_at and self._added * TRIM_SHARE <= self._max_bytes:
+        if not self._is_trim_due(now):
             return
-        self._added, self._trim_at = 0, now + TRIM_SECONDS
         with transaction(database):
             _remove(database, database.execute(EXPIRED, (now - self._max_age,)).fetchall())
             _remove(database, database.execute(EXCESS, (self._max_bytes,)).fetchall())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from qproxy.backends.local.sqlite_store import SqliteStore
+from qproxy.backends.local.sqlite_store import BoundedSqliteStore
 from qproxy.server.response_runs import RecordedStream, RunEvents, RunNotFound, RunSignal, RunState
 from qproxy.system.sqlite import erasing, transaction
 
@@ -50,13 +50,10 @@ MAX_RUN_BYTES = 16 * 1024 * 1024
 """Bytes of stored events of one response."""
 BATCH_BYTES = 256 * 1024
 """Bytes of events in a row, and those that one read returns, at least."""
-TRIM_SECONDS = 60.0
-TRIM_SHARE = 100
-"""The size is checked again after a hundredth of the limit was added."""
 Key = tuple[str, str]
 
 
-class SqliteResponseRuns(SqliteStore):
+class SqliteResponseRuns(BoundedSqliteStore):
     """The store."""
 
     tables: ClassVar[str] = CREATE
@@ -70,12 +67,10 @@ class SqliteResponseRuns(SqliteStore):
         max_run_bytes: int = MAX_RUN_BYTES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(path, timeout=timeout)
-        self._max_bytes = max_bytes
+        super().__init__(
+            path, max_age=EVENT_SECONDS, max_bytes=max_bytes, timeout=timeout, wall_clock=wall_clock
+        )
         self._max_run_bytes = max_run_bytes
-        self._wall_clock = wall_clock
-        self._added = 0
-        self._trim_at = 0.0
 
     def __repr__(self) -> str:
         return f"<SqliteResponseRuns {self._path or 'in memory'}>"
@@ -240,11 +235,10 @@ class SqliteResponseRuns(SqliteStore):
 
     def _trim(self, database: sqlite3.Connection, now: float) -> None:
         """Delete the runs that ended, or were lost, too long ago, and ended ones beyond the size limit."""
-        if now < self._trim_at and self._added * TRIM_SHARE <= self._max_bytes:
+        if not self._is_trim_due(now):
             return
-        self._added, self._trim_at = 0, now + TRIM_SECONDS
         with transaction(database):
-            for key in database.execute(OLD, (now - EVENT_SECONDS,)).fetchall():
+            for key in database.execute(OLD, (now - self._max_age,)).fetchall():
                 _remove(database, key)
             for key in database.execute(EXCESS, (self._max_bytes,)).fetchall():
                 _remove(database, key)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from qproxy.backends.local.sqlite_store import SqliteStore
+from qproxy.backends.local.sqlite_store import BoundedSqliteStore
 from qproxy.server.response_store import ResponseNotFound, StoredResponse, StoreStatistics
 from qproxy.system.sqlite import erasing
 from qproxy.wire import json_codec
@@ -39,13 +39,10 @@ DELETE FROM responses WHERE rowid IN (
 """
 TOUCH_SECONDS = 3600.0
 """Accuracy of the time of the last use: not every use is worth a write."""
-TRIM_SECONDS = 60.0
-TRIM_SHARE = 100
-"""The size is checked again after a hundredth of the limit was added."""
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 
 
-class SqliteResponseStore(SqliteStore):
+class SqliteResponseStore(BoundedSqliteStore):
     """The store."""
 
     tables: ClassVar[str] = CREATE
@@ -60,14 +57,9 @@ class SqliteResponseStore(SqliteStore):
         max_chain: int = MAX_CHAIN_BYTES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(path, timeout=timeout)
-        self._max_age = max_age
-        self._max_bytes = max_bytes
+        super().__init__(path, max_age=max_age, max_bytes=max_bytes, timeout=timeout, wall_clock=wall_clock)
         self._max_chain = max_chain
-        self._wall_clock = wall_clock
         self._saved_count = self._discarded_count = 0
-        self._added = 0
-        self._trim_at = 0.0
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path or 'in memory'}, {self._saved_count} kept>"
@@ -102,13 +94,12 @@ class SqliteResponseStore(SqliteStore):
         )
         self._saved_count += 1
         self._added += len(body)
-        if now >= self._trim_at or self._added * TRIM_SHARE > self._max_bytes:
+        if self._is_trim_due(now):
             self._trim(database, now)
 
     def _trim(self, database: sqlite3.Connection, now: float) -> None:
         """Discard responses unused for too long, and then the least recently used ones beyond the size
         limit."""
-        self._added, self._trim_at = 0, now + TRIM_SECONDS
         old = database.execute("DELETE FROM responses WHERE used < ?", (now - self._max_age,))
         self._discarded_count += old.rowcount
         (total,) = database.execute("SELECT total(size) FROM responses").fetchone()

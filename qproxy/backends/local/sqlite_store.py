@@ -10,6 +10,7 @@ is readable by its owner only.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from qproxy.system.sqlite import open_database
 
 T = TypeVar("T")
 SCHEMA = 1
+TRIM_SECONDS = 60.0
+TRIM_SHARE = 100
+"""The size is checked again after a hundredth of the limit was added."""
 
 
 class SqliteStore:
@@ -89,3 +93,31 @@ class SqliteStore:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+
+class BoundedSqliteStore(SqliteStore):
+    """A store whose rows are discarded by their age and by the size of all."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        max_age: float,
+        max_bytes: int,
+        timeout: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(path, timeout=timeout)
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+        self._wall_clock = wall_clock
+        self._added = 0
+        """Bytes that were added since the last check."""
+        self._trim_at = 0.0
+
+    def _is_trim_due(self, now: float) -> bool:
+        """Return whether to discard rows now; then the next check is due later."""
+        if now < self._trim_at and self._added * TRIM_SHARE <= self._max_bytes:
+            return False
+        self._added, self._trim_at = 0, now + TRIM_SECONDS
+        return True
