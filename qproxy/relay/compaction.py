@@ -170,7 +170,7 @@ class _Compaction:
         return CompactionStream(stream, held, self, draft, None if turn is None else go_on)
 
 
-class CompactionStream:
+class CompactionStream(EventStream):
     """A response that begins with a summary of its conversation."""
 
     def __init__(
@@ -220,13 +220,6 @@ class CompactionStream:
                 return self._with_usage(await self._stream.receive(until))
             else:
                 self._add(await self._stream.receive(until))
-
-    async def read_all(self) -> list[Event]:
-        """Return the remaining events."""
-        events: list[Event] = []
-        while piece := await self.receive():
-            events.extend(piece)
-        return events
 
     def _with_usage(self, events: list[Event]) -> list[Event]:
         """Return events of the rest of the response; its usage is that of both parts."""

@@ -46,7 +46,12 @@ class EventStream(Protocol):
 
     async def receive(self, until: float = math.inf) -> list[Event]: ...
 
-    async def read_all(self) -> list[Event]: ...
+    async def read_all(self) -> list[Event]:
+        """Return the remaining events."""
+        events: list[Event] = []
+        while piece := await self.receive():
+            events += piece
+        return events
 
 
 def is_content(event: Event) -> bool:

@@ -108,6 +108,13 @@ async def read_json(response: UpstreamResponse, account: Account) -> dict[str, J
     return data
 
 
+def is_only_on_own_servers(relay: Relay, model: str, task: Capability) -> bool:
+    """Return whether accounts can do the task with the model, none of them Model Studio's."""
+    served = relay.names.route(model).served
+    able = [account for account in relay.accounts.accounts if account.supports(served, task)]
+    return bool(able) and all(account.provider_family != "dashscope" for account in able)
+
+
 def reject_ignored(relay: Relay, record: RelayRecord, ignored: tuple[str, ...]) -> None:
     """Record the parameters that are dropped. Raises RequestError for one with `strict_params`."""
     record.ignored = ignored

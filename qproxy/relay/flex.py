@@ -67,7 +67,7 @@ def unavailable_error(cause: str) -> QproxyError:
     )
 
 
-class PendingStream:
+class PendingStream(EventStream):
     """A response that has not started, for a client whose connection is kept alive meanwhile."""
 
     def __init__(self, start: Callable[[], Awaitable[EventStream]]) -> None:
@@ -106,10 +106,3 @@ class PendingStream:
             return await self._stream.receive(until)
         error, self._error = self._error, None
         return [] if error is None else [StreamFailed(error)]
-
-    async def read_all(self) -> list[Event]:
-        """Return the remaining events."""
-        events: list[Event] = []
-        while piece := await self.receive():
-            events += piece
-        return events

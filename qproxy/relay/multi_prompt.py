@@ -45,7 +45,7 @@ def split_prompts(turn: Turn) -> Iterator[Turn]:
         yield replace(part, token_estimate=turn.token_estimate.resized(prompt_size(part)))
 
 
-class MultiPromptStream:
+class MultiPromptStream(EventStream):
     """The combined response."""
 
     def __init__(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack, open: OpenStream) -> None:
@@ -122,13 +122,6 @@ class MultiPromptStream:
                 except QproxyError as error:
                     return [StreamFailed(error)]
         return []
-
-    async def read_all(self) -> list[Event]:
-        """Return the remaining events."""
-        events: list[Event] = []
-        while piece := await self.receive():
-            events += piece
-        return events
 
     def _renumbered(self, events: Iterable[Event]) -> list[Event]:
         """Renumber the events of the current response for the combined one."""

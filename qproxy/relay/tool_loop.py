@@ -75,7 +75,7 @@ class RequestTools:
         return replace(turn, tools=[*turn.tools, *declared])
 
 
-class ToolLoop:
+class ToolLoop(EventStream):
     """A response in progress, over several rounds."""
 
     def __init__(
@@ -136,13 +136,6 @@ class ToolLoop:
                 await self._wakeup.wait(until)
             else:
                 self._process(await self._stream.receive(until))
-
-    async def read_all(self) -> list[Event]:
-        """Return the remaining events."""
-        events: list[Event] = []
-        while piece := await self.receive():
-            events.extend(piece)
-        return events
 
     def _report_results(self, *events: Event) -> None:
         self._pending_events += events

@@ -10,7 +10,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 
-from qproxy.relay.exchange import PassedResponse
+from qproxy.relay.exchange import PassedResponse, is_only_on_own_servers
 from qproxy.relay.images import make_images, open_own_images
 from qproxy.server import request_context
 from qproxy.server.form_data import FormData, UploadedFile, read_form
@@ -53,7 +53,7 @@ class ImageRoutes:
         with in_flight.deadline_scope():
             body = await read_json(state.request_limits, state.body_logger)
             model = validation.require_model(validation.body(body), None)
-            if _is_own(state, model):
+            if is_only_on_own_servers(state.relay, model, "image"):
                 prompt = body.get("prompt")
                 await _reserve(state, model, prompt if isinstance(prompt, str) else "")
                 record, stack = request_context.record().relay, request_context.stack()
@@ -67,7 +67,7 @@ class ImageRoutes:
         with in_flight.deadline_scope():
             form = await read_form(state.request_limits)
             model = form.text("model") or ""
-            if model and _is_own(state, model):
+            if model and is_only_on_own_servers(state.relay, model, "image"):
                 await _reserve(state, model, form.text("prompt") or "")
                 record, stack = request_context.record(), request_context.stack()
                 response = await open_own_images(
@@ -89,13 +89,6 @@ class ImageRoutes:
             request_context.stack(), limits.client_request_timeout, "client_request_timeout"
         )
         return state, in_flight
-
-
-def _is_own(state: ServerState, model: str) -> bool:
-    """Return whether only own servers may have the model."""
-    served = state.relay.names.route(model).served
-    able = [account for account in state.relay.accounts.accounts if account.supports(served, "image")]
-    return bool(able) and all(account.provider_family != "dashscope" for account in able)
 
 
 async def _reserve(state: ServerState, model: str, prompt: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from qproxy.relay.exchange import PassedResponse, reject_ignored
+from qproxy.relay.exchange import PassedResponse, is_only_on_own_servers, reject_ignored
 from qproxy.relay.speech import SoundStream, StudioSpeech, open_own_speech
 from qproxy.relay.transcoder import Transcoder
 from qproxy.server import request_context
@@ -57,8 +57,7 @@ class SpeechRoutes:
             served = state.relay.names.route(request.model).served
             await reserve_usage(state, request.model, PromptSize(text_bytes(request.text)))
             stack.callback(await state.concurrency.acquire())
-            able = [a for a in state.relay.accounts.accounts if a.supports(served, "speech")]
-            if able and all(account.provider_family != "dashscope" for account in able):
+            if is_only_on_own_servers(state.relay, request.model, "speech"):
                 own = await open_own_speech(state.relay, request, record.relay, stack)
                 return _response(own, own.content_type, in_flight, b"")
             return await _studio_speech(state, request, served, in_flight)

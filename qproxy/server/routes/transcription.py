@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from qproxy.relay.exchange import reject_ignored
+from qproxy.relay.exchange import is_only_on_own_servers, reject_ignored
 from qproxy.relay.transcript_translation import translate
 from qproxy.relay.transcription import OwnTranscription, Recording, TranscriptStream, transcribe
 from qproxy.server import request_context
@@ -112,8 +112,7 @@ class _Job:
         """Return the response. Raises QproxyError."""
         request, relay = self._request, self._state.relay
         served = relay.names.route(request.model).served
-        able = [a for a in relay.accounts.accounts if a.supports(served, "transcription")]
-        if able and all(account.provider_family != "dashscope" for account in able):
+        if is_only_on_own_servers(relay, request.model, "transcription"):
             return await self._transcribe(None)
         if self._translates:
             _check_translation(request, relay.policy.audio_translation_model)
